@@ -1,0 +1,38 @@
+//! A canary reverse proxy: for each request it decides between two upstreams, *main* (the old
+//! version of a service) and *canary* (the new one), within limits that protect users.
+//!
+//! # The map
+//!
+//! | module | what it is | may import |
+//! |---|---|---|
+//! | [`policy`] | what is decided: pure functions and values | the standard library |
+//! | [`config`] | the file, judged and right by construction | `policy` |
+//! | [`state`] | what both planes share: snapshot, permits, tallies | `policy`, `config` |
+//! | [`proxy`] | the data plane: worker threads that forward requests | `state`, `policy`, `config`, `clock` |
+//! | [`control`] | the control plane: metrics and health, on its own thread | `state`, `policy`, `config`, `clock` |
+//! | [`app`] | puts it together, starts and stops it | all |
+//! | [`clock`] | the only place that reads time | the standard library |
+//! | [`telemetry`] | log lines | `config`, `clock` |
+//!
+//! The data plane and the control plane never import each other; they meet in [`state`]: snapshots
+//! go down, tallies come up. `tests/architecture.rs` holds the borders.
+//!
+//! # The life of a request
+//!
+//! 1. A worker's listener accepts a connection ([`proxy::listener`], [`proxy::worker`]); hyper parses
+//!    requests off it ([`proxy::connection`]).
+//! 2. [`proxy::service`] takes the current snapshot, strips what belongs to the connection
+//!    ([`proxy::headers`]) and trims the prefix ([`proxy::uri`]).
+//! 3. [`policy::decide`] settles where it goes, or says that the sidecar must be asked, which
+//!    [`proxy::sidecar`] does.
+//! 4. A request for the canary needs a permit from [`state::admission`], or goes to main.
+//! 5. [`proxy::forward`] sends it on a connection from the worker's [`proxy::pool`], and falls back
+//!    to main if nothing of it could be sent to the canary.
+//! 6. The response streams back ([`proxy::body`]); when it ends, breaks off or is dropped, permit and
+//!    tally are settled, once ([`proxy::record`]).
+
+pub mod clock;
+pub mod policy;
+
+/// This build's version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
