@@ -32,6 +32,7 @@
 //!    tally are settled, once ([`proxy::record`]).
 
 pub mod clock;
+pub mod config;
 pub mod policy;
 
 /// This build's version.

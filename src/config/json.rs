@@ -1,0 +1,193 @@
+//! From text to [`Raw`], noting every problem instead of stopping at the first.
+//!
+//! serde stops at the first value that does not fit. So what does not fit is noted, taken out, and
+//! the rest read again: a file has as many rounds as it has mistakes.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+use serde_path_to_error::Segment;
+
+use super::{error::Problems, raw::Raw};
+
+/// Reads the text; `None` only where it is not a JSON object at all.
+pub(super) fn read(text: &str, problems: &mut Problems) -> Option<Raw> {
+    // Editors on Windows put a byte order mark before the text.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let document = match serde_json::from_str::<Document>(text) {
+        Ok(document) => document,
+        Err(error) => {
+            problems.add("", format!("not valid JSON: {error}"));
+            return None;
+        }
+    };
+    for path in document.duplicates("") {
+        problems.add(path, "is written twice: keep one of them");
+    }
+    let mut value = document.into_value();
+    if !value.is_object() {
+        problems.add("", "not a JSON object: start with config.template.json");
+        return None;
+    }
+    let template = serde_json::to_value(Raw::template()).unwrap_or_default();
+    take_out_unknown_keys(&mut value, &template, "", problems);
+    read_known_keys(value, problems)
+}
+
+fn take_out_unknown_keys(value: &mut Value, template: &Value, path: &str, problems: &mut Problems) {
+    let (Value::Object(object), Value::Object(known)) = (value, template) else {
+        return;
+    };
+    // Null is how some generators write "not set".
+    object.retain(|_, value| !value.is_null());
+    object.retain(|key, _| {
+        let is_known = known.contains_key(key);
+        if !is_known {
+            problems.add(pointer(path, key), unknown_key(key, known));
+        }
+        is_known
+    });
+    for (key, value) in object {
+        take_out_unknown_keys(value, &known[key], &pointer(path, key), problems);
+    }
+}
+
+fn unknown_key(key: &str, known: &Map<String, Value>) -> String {
+    let normal = key.to_lowercase().replace('_', "-");
+    let nearest = known
+        .keys()
+        .map(|known| (strsim::jaro_winkler(&normal, known), known))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .filter(|(likeness, _)| *likeness > 0.75);
+    match nearest {
+        Some((_, nearest)) => format!("unknown key; did you mean {nearest:?}?"),
+        None => {
+            let known: Vec<_> = known.keys().map(String::as_str).collect();
+            format!("unknown key; the keys here are {}", known.join(", "))
+        }
+    }
+}
+
+fn read_known_keys(mut value: Value, problems: &mut Problems) -> Option<Raw> {
+    loop {
+        let error = match serde_path_to_error::deserialize::<_, Raw>(&value) {
+            Ok(raw) => return Some(raw),
+            Err(error) => error,
+        };
+        let path = error
+            .path()
+            .iter()
+            .fold(String::new(), |path, segment| match segment {
+                Segment::Map { key } => pointer(&path, key),
+                Segment::Seq { index } => pointer(&path, &index.to_string()),
+                Segment::Enum { variant } => pointer(&path, variant),
+                Segment::Unknown => path,
+            });
+        problems.add(path.clone(), error.into_inner().to_string());
+        let (parent, key) = path.rsplit_once('/')?;
+        value
+            .pointer_mut(parent)?
+            .as_object_mut()?
+            .shift_remove(&unescape(key))?;
+    }
+}
+
+/// Appends a key to a JSON Pointer (RFC 6901 section 3).
+fn pointer(path: &str, key: &str) -> String {
+    format!("{path}/{}", key.replace('~', "~0").replace('/', "~1"))
+}
+
+fn unescape(key: &str) -> String {
+    key.replace("~1", "/").replace("~0", "~")
+}
+
+/// JSON that still knows which keys were written twice; [`Value`] keeps the last one silently, and
+/// so a second `circuit-breaker` would switch the limits of the first one off.
+enum Document {
+    Leaf(Value),
+    Array(Vec<Document>),
+    Object(Vec<(String, Document)>),
+}
+
+impl Document {
+    fn duplicates(&self, path: &str) -> Vec<String> {
+        match self {
+            Document::Leaf(_) => Vec::new(),
+            Document::Array(items) => items
+                .iter()
+                .enumerate()
+                .flat_map(|(i, item)| item.duplicates(&pointer(path, &i.to_string())))
+                .collect(),
+            Document::Object(entries) => {
+                let mut found = Vec::new();
+                for (i, (key, value)) in entries.iter().enumerate() {
+                    if entries[..i].iter().any(|(earlier, _)| earlier == key) {
+                        found.push(pointer(path, key));
+                    }
+                    found.extend(value.duplicates(&pointer(path, key)));
+                }
+                found
+            }
+        }
+    }
+
+    fn into_value(self) -> Value {
+        match self {
+            Document::Leaf(value) => value,
+            Document::Array(items) => items.into_iter().map(Document::into_value).collect(),
+            Document::Object(entries) => Value::Object(
+                entries
+                    .into_iter()
+                    .map(|(key, value)| (key, value.into_value()))
+                    .collect(),
+            ),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Document {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Document;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("JSON")
+            }
+            fn visit_unit<E>(self) -> Result<Document, E> {
+                Ok(Document::Leaf(Value::Null))
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Document, E> {
+                Ok(Document::Leaf(value.into()))
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Document, E> {
+                Ok(Document::Leaf(value.into()))
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Document, E> {
+                Ok(Document::Leaf(value.into()))
+            }
+            fn visit_f64<E>(self, value: f64) -> Result<Document, E> {
+                Ok(Document::Leaf(value.into()))
+            }
+            fn visit_str<E>(self, value: &str) -> Result<Document, E> {
+                Ok(Document::Leaf(value.into()))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Document, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = seq.next_element()? {
+                    items.push(item);
+                }
+                Ok(Document::Array(items))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Document, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Document::Object(entries))
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
