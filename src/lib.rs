@@ -34,6 +34,7 @@
 pub mod clock;
 pub mod config;
 pub mod policy;
+pub mod state;
 
 /// This build's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

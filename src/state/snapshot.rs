@@ -1,0 +1,99 @@
+//! What the control plane decided and every request reads: immutable, swapped whole.
+//!
+//! A request takes the current snapshot once, at its start, and keeps it to its end; a snapshot that
+//! is published meanwhile is for the requests after it.
+
+use std::{cell::RefCell, sync::Arc};
+
+use arc_swap::{ArcSwap, Cache};
+
+use crate::{config::Config, policy::Rules};
+
+/// One consistent state of everything that an operator can set.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The configuration in force.
+    pub config: Config,
+    /// What decisions depend on, out of it.
+    pub rules: Rules,
+}
+
+impl Snapshot {
+    /// Computes what does not differ per request.
+    pub fn new(config: Config) -> Snapshot {
+        let rules = config.rules();
+        Snapshot { config, rules }
+    }
+}
+
+/// The place where the current snapshot is found.
+#[derive(Debug)]
+pub struct Published(ArcSwap<Snapshot>);
+
+impl Published {
+    /// Starts with a first snapshot.
+    pub fn new(snapshot: Snapshot) -> Arc<Published> {
+        Arc::new(Published(ArcSwap::from_pointee(snapshot)))
+    }
+
+    /// The current snapshot, for those who look seldom.
+    pub fn load(&self) -> Arc<Snapshot> {
+        self.0.load_full()
+    }
+
+    /// Replaces the current snapshot; requests that began keep theirs.
+    pub fn publish(&self, snapshot: Snapshot) {
+        self.0.store(Arc::new(snapshot));
+    }
+
+    /// A view for one worker thread, which looks at every request.
+    pub fn reader(self: &Arc<Self>) -> Reader {
+        Reader(RefCell::new(Cache::new(Shared(Arc::clone(self)))))
+    }
+}
+
+/// One worker's view: while nothing was published a look costs one relaxed load and a reference
+/// count.
+pub struct Reader(RefCell<Cache<Shared, Arc<Snapshot>>>);
+
+impl Reader {
+    /// The current snapshot.
+    pub fn current(&self) -> Arc<Snapshot> {
+        Arc::clone(self.0.borrow_mut().load())
+    }
+}
+
+/// Lets the cache reach through our own type.
+struct Shared(Arc<Published>);
+
+impl std::ops::Deref for Shared {
+    type Target = ArcSwap<Snapshot>;
+
+    fn deref(&self) -> &ArcSwap<Snapshot> {
+        &self.0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(main: &str) -> Snapshot {
+        let text = format!(
+            r#"{{"main-target": "http://{main}", "canary-target": "http://c",
+                "router-server": {{"host": "h", "port": 1}}}}"#
+        );
+        Snapshot::new(Config::parse("test.json", &text).unwrap())
+    }
+
+    #[test]
+    fn a_reader_sees_what_was_published_last_and_a_request_keeps_what_it_took() {
+        let published = Published::new(snapshot("a"));
+        let reader = published.reader();
+        let taken = reader.current();
+        published.publish(snapshot("b"));
+        assert_eq!(taken.config.main.host, "a");
+        assert_eq!(reader.current().config.main.host, "b");
+        assert_eq!(published.load().config.main.host, "b");
+    }
+}
