@@ -34,6 +34,7 @@
 pub mod clock;
 pub mod config;
 pub mod policy;
+pub mod proxy;
 pub mod state;
 
 /// This build's version.

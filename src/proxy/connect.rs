@@ -1,0 +1,275 @@
+//! Makes connections to upstreams.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use rustls::{
+    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, lookup_host},
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::error::{UpstreamError, classify_connect};
+use crate::{
+    config::{Config, Upstream},
+    policy::FailureKind,
+};
+
+/// A dead peer that never says goodbye (power loss, a firewall that forgot) is noticed by the kernel
+/// after about this long of silence and a few probes; it has no effect on slow but live peers.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// How TLS is spoken to the upstreams of one kind. Cheap to clone.
+#[derive(Clone)]
+pub struct Tls(Option<Arc<ClientConfig>>);
+
+/// TLS could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// There is nothing to verify a certificate with.
+    #[error(
+        "no root certificates were found to verify https:// upstreams with ({0}): install the \
+         system's CA certificates (Debian: ca-certificates) or point SSL_CERT_FILE at a bundle"
+    )]
+    NoRoots(String),
+    /// The library refuses.
+    #[error("TLS cannot be set up: {0}")]
+    Rustls(#[from] rustls::Error),
+}
+
+/// The TLS settings of all upstreams.
+#[derive(Clone)]
+pub struct TlsSettings {
+    /// For main and canary.
+    pub services: Tls,
+    /// For the sidecar.
+    pub sidecar: Tls,
+}
+
+impl TlsSettings {
+    /// Reads the system's root certificates, if any upstream speaks TLS.
+    ///
+    /// # Errors
+    /// There are no root certificates, but they are needed.
+    pub fn new(config: &Config) -> Result<TlsSettings, TlsError> {
+        let services = [&config.main, &config.canary];
+        let sidecar = config.sidecar.as_ref().map(|sidecar| &sidecar.upstream);
+        Ok(TlsSettings {
+            services: Tls::new(services.into_iter().find(|upstream| upstream.tls))?,
+            sidecar: Tls::new(sidecar.filter(|upstream| upstream.tls))?,
+        })
+    }
+}
+
+impl Tls {
+    fn new(upstream: Option<&Upstream>) -> Result<Tls, TlsError> {
+        let Some(upstream) = upstream else {
+            return Ok(Tls(None));
+        };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()?;
+        let mut config = if upstream.client.insecure_skip_verify {
+            builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(TrustAnyone(provider)))
+                .with_no_client_auth()
+        } else {
+            builder
+                .with_root_certificates(system_roots()?)
+                .with_no_client_auth()
+        };
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Tls(Some(Arc::new(config))))
+    }
+}
+
+fn system_roots() -> Result<RootCertStore, TlsError> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        let why: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
+        return Err(TlsError::NoRoots(why.join("; ")));
+    }
+    Ok(roots)
+}
+
+/// Connects within `connect-timeout`: resolves the name, tries its addresses in turn, shakes hands.
+///
+/// # Errors
+/// The kind says at which of these it failed; nothing of a request was sent.
+pub async fn connect(upstream: &Upstream, tls: &Tls) -> Result<UpstreamIo, UpstreamError> {
+    match timeout(upstream.client.connect_timeout, establish(upstream, tls)).await {
+        Ok(connected) => connected,
+        Err(_elapsed) => Err(UpstreamError::new(FailureKind::ConnectTimeout)),
+    }
+}
+
+async fn establish(upstream: &Upstream, tls: &Tls) -> Result<UpstreamIo, UpstreamError> {
+    let addresses = lookup_host((upstream.host.as_str(), upstream.port))
+        .await
+        .map_err(|error| UpstreamError::caused(FailureKind::Unresolved, error))?;
+    let mut last = None;
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(stream) => return finish(stream, upstream, tls).await,
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(match last {
+        Some(error) => classify_connect(error),
+        None => UpstreamError::new(FailureKind::Unresolved),
+    })
+}
+
+async fn finish(
+    stream: TcpStream,
+    upstream: &Upstream,
+    tls: &Tls,
+) -> Result<UpstreamIo, UpstreamError> {
+    stream.set_nodelay(true).map_err(classify_connect)?;
+    SockRef::from(&stream)
+        .set_tcp_keepalive(&keepalive())
+        .map_err(classify_connect)?;
+    if !upstream.tls {
+        return Ok(UpstreamIo::Plain(stream));
+    }
+    let refused = |why: String| UpstreamError::caused(FailureKind::Tls, why);
+    let config = tls
+        .0
+        .clone()
+        .ok_or_else(|| refused("TLS is not set up".into()))?;
+    let name = ServerName::try_from(upstream.host.clone()).map_err(|e| refused(e.to_string()))?;
+    match TlsConnector::from(config).connect(name, stream).await {
+        Ok(stream) => Ok(UpstreamIo::Tls(Box::new(stream))),
+        Err(error) => Err(UpstreamError::caused(FailureKind::Tls, error)),
+    }
+}
+
+/// The keepalive settings of every socket of ours.
+pub fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE)
+}
+
+/// A connection to an upstream.
+pub enum UpstreamIo {
+    /// TCP.
+    Plain(TcpStream),
+    /// TLS over TCP.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for UpstreamIo {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            UpstreamIo::Plain(io) => Pin::new(io).poll_read(cx, buf),
+            UpstreamIo::Tls(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for UpstreamIo {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            UpstreamIo::Plain(io) => Pin::new(io).poll_write(cx, buf),
+            UpstreamIo::Tls(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            UpstreamIo::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            UpstreamIo::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            UpstreamIo::Plain(io) => io.is_write_vectored(),
+            UpstreamIo::Tls(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            UpstreamIo::Plain(io) => Pin::new(io).poll_flush(cx),
+            UpstreamIo::Tls(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            UpstreamIo::Plain(io) => Pin::new(io).poll_shutdown(cx),
+            UpstreamIo::Tls(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}
+
+/// `insecure-skip-verify`: takes any certificate, but still checks that the peer holds its key.
+#[derive(Debug)]
+struct TrustAnyone(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for TrustAnyone {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

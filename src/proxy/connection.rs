@@ -1,0 +1,368 @@
+//! One client connection: hyper's server on it, and what hyper does not do itself.
+//!
+//! hyper times out neither a silent client nor one that reads nothing ([`super::watch`] does), drops
+//! informational responses ([`Informational`]), and closes a connection on which the client is still
+//! sending in a way that can destroy the answer (RFC 9112 section 9.6; [`linger`]).
+
+use std::{
+    cell::{Cell, RefCell},
+    future::{Future, poll_fn},
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    rc::Rc,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderValue, Request};
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::TcpStream,
+};
+use tracing::debug;
+
+use super::{
+    body::RequestBody,
+    error::Chain,
+    headers, service,
+    upgrade::Tunnel,
+    watch::{Order, Stage, Watch},
+    worker::Worker,
+};
+
+/// The most headers a request may have; hyper's own default of 100 is too few.
+const MAX_HEADERS: usize = 512;
+/// The most informational responses that are passed on for one request.
+const MAX_INFORMATIONAL: usize = 16;
+/// How long, and how many bytes of it, a client may go on sending what nobody wants any more.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 1 << 20;
+/// What a client gets that let us wait for too long with a request.
+const LAST_WORDS: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+
+/// What the requests of one client connection share.
+pub struct Connection {
+    /// The worker that serves it.
+    pub worker: Rc<Worker>,
+    /// What it waits for.
+    pub watch: Watch,
+    /// The client's address, as `X-Forwarded-For` shows it.
+    pub forwarded_for: HeaderValue,
+    informational: Arc<Informational>,
+    tunnel: RefCell<Option<Tunnel>>,
+    broken_body: Cell<bool>,
+    unread_body: Cell<bool>,
+    close_delimited: Cell<bool>,
+}
+
+impl Connection {
+    /// For a client at `peer`.
+    pub fn new(worker: Rc<Worker>, peer: SocketAddr) -> Rc<Connection> {
+        Rc::new(Connection {
+            worker,
+            watch: Watch::new(),
+            forwarded_for: headers::forwarded_for(peer.ip()),
+            informational: Arc::default(),
+            tunnel: RefCell::new(None),
+            broken_body: Cell::new(false),
+            unread_body: Cell::new(false),
+            close_delimited: Cell::new(false),
+        })
+    }
+
+    /// The client's request body broke off: what hyper's client says next is not the upstream's fault.
+    pub fn note_broken_body(&self) {
+        self.broken_body.set(true);
+    }
+
+    /// Whether the client's request body broke off.
+    pub fn has_broken_body(&self) -> bool {
+        self.broken_body.get()
+    }
+
+    /// Part of a request was not read: the client may still be sending when we close.
+    pub fn note_unread_body(&self) {
+        self.unread_body.set(true);
+    }
+
+    /// The response ends with the connection: cut off, it must not look complete.
+    pub fn note_close_delimited(&self) {
+        self.close_delimited.set(true);
+    }
+
+    /// Once the `101` that is being returned has been written, the connection is a tunnel.
+    pub fn switch(&self, tunnel: Tunnel) {
+        *self.tunnel.borrow_mut() = Some(tunnel);
+    }
+
+    /// Has the informational responses to `request` passed on to the client.
+    pub fn pass_informational(&self, request: &mut Request<RequestBody>) {
+        let informational = Arc::clone(&self.informational);
+        informational.wake_with(self.watch.waker());
+        let passed = AtomicUsize::new(0);
+        hyper::ext::on_informational(request, move |response| {
+            // 100 is hyper's to send: it does when the body is first asked for.
+            if response.status() != http::StatusCode::CONTINUE
+                && passed.fetch_add(1, Ordering::Relaxed) < MAX_INFORMATIONAL
+            {
+                informational.push(response.status(), response.headers());
+            }
+        });
+    }
+
+    /// Waits until the informational responses that came are on their way. hyper must not be given
+    /// the final response before.
+    pub async fn informational_passed(&self) {
+        poll_fn(|_| match self.informational.is_waiting() {
+            true => Poll::Pending,
+            false => Poll::Ready(()),
+        })
+        .await;
+    }
+}
+
+/// Serves a client until one of the two sides has had enough.
+pub async fn serve(stream: TcpStream, connection: Rc<Connection>) {
+    let io = DownstreamIo {
+        stream,
+        connection: Rc::clone(&connection),
+    };
+    let service = service_fn(|request| service::handle(request, Rc::clone(&connection)));
+    let mut http = http1::Builder::new()
+        .max_headers(MAX_HEADERS)
+        .max_header_size(connection.worker.max_header_bytes)
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(io), service);
+    let ended = poll_fn(|cx| {
+        match connection.watch.orders(cx.waker()) {
+            Some(Order::Drain) => Pin::new(&mut http).graceful_shutdown(),
+            Some(Order::Expire) => return Poll::Ready(Ended::Expired),
+            None => {}
+        }
+        Pin::new(&mut http).poll(cx).map(Ended::Http)
+    })
+    .await;
+    // What was in flight for this client, if anything, is cancelled here.
+    let parts = http.into_parts();
+    let mut io = parts.io.into_inner();
+    match ended {
+        Ended::Http(Ok(())) => {
+            let tunnel = connection.tunnel.borrow_mut().take();
+            match tunnel {
+                Some(tunnel) => run_tunnel(tunnel, io, parts.read_buf).await,
+                None => close(io, connection.unread_body.get()).await,
+            }
+        }
+        Ended::Http(Err(error)) => {
+            debug!(error = %Chain(&error), "client connection ended");
+            if connection.close_delimited.get() && error.is_user() {
+                // A reset is the only way to say that this was not the end.
+                let _best_effort = SockRef::from(&io.stream).set_linger(Some(Duration::ZERO));
+                return;
+            }
+            close(io, error.is_parse() || connection.unread_body.get()).await;
+        }
+        Ended::Expired => {
+            if matches!(connection.watch.stage(), Stage::Head | Stage::Request) {
+                // Nothing of an answer was sent. If the socket takes no more, so be it.
+                let _best_effort = io.stream.try_write(LAST_WORDS);
+                close(io, true).await;
+            } else {
+                let _best_effort = io.stream.shutdown().await;
+            }
+        }
+    }
+}
+
+enum Ended {
+    Http(hyper::Result<()>),
+    Expired,
+}
+
+/// Runs the tunnel, but no longer than a client that reads nothing is waited for.
+async fn run_tunnel(tunnel: Tunnel, mut io: DownstreamIo, read: Bytes) {
+    let connection = Rc::clone(&io.connection);
+    connection.watch.enter(Stage::Response, crate::clock::now());
+    let expired = poll_fn(|cx| match connection.watch.orders(cx.waker()) {
+        Some(Order::Expire) => Poll::Ready(()),
+        Some(Order::Drain) | None => Poll::Pending,
+    });
+    tokio::select! {
+        ended = tunnel.run(&mut io, read) => {
+            if let Err(error) = ended {
+                debug!(%error, "tunnel broke off");
+            }
+        }
+        () = expired => debug!("tunnel closed: the client reads nothing"),
+    }
+}
+
+/// Closes; where the client may still be sending, says first that we send no more, and throws away
+/// what comes for a while, so that our answer is not destroyed on its way by a reset.
+async fn close(mut io: DownstreamIo, client_may_send: bool) {
+    if io.stream.shutdown().await.is_ok() && client_may_send {
+        let _elapsed = tokio::time::timeout(LINGER, linger(&mut io.stream)).await;
+    }
+}
+
+async fn linger(stream: &mut TcpStream) {
+    let mut scratch = [0; 4096];
+    let mut left = LINGER_BYTES;
+    while let Ok(read @ 1..) = stream.read(&mut scratch).await {
+        left = left.saturating_sub(read);
+        if left == 0 {
+            return;
+        }
+    }
+}
+
+/// The client's socket, with notes for the watch.
+struct DownstreamIo {
+    stream: TcpStream,
+    connection: Rc<Connection>,
+}
+
+impl AsyncRead for DownstreamIo {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let io = self.get_mut();
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut io.stream).poll_read(cx, buf);
+        if polled.is_ready() && buf.filled().len() > before {
+            io.connection.watch.received();
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for DownstreamIo {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let io = self.get_mut();
+        let polled = Pin::new(&mut io.stream).poll_write(cx, buf);
+        io.connection.watch.writing(polled.is_pending());
+        polled
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let io = self.get_mut();
+        let polled = Pin::new(&mut io.stream).poll_write_vectored(cx, bufs);
+        io.connection.watch.writing(polled.is_pending());
+        polled
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    /// hyper flushes when its own buffer is empty: between two messages. That is the one moment at
+    /// which something of ours can be written between them.
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let io = self.get_mut();
+        if io.connection.informational.is_waiting() {
+            let polled = io.connection.informational.poll_write(&mut io.stream, cx);
+            io.connection.watch.writing(polled.is_pending());
+            return polled;
+        }
+        Pin::new(&mut io.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+/// Informational responses (1xx) on their way from an upstream's task to the client's connection.
+///
+/// hyper's server cannot send them, so they are written past it, and only while it has nothing
+/// buffered: in [`DownstreamIo::poll_flush`], before the final response is handed to it. Both sides
+/// run on one thread; the lock and the atomics are what the type of hyper's callback demands, and
+/// the flag tells at no cost that there is nothing to write.
+#[derive(Default)]
+struct Informational {
+    waiting: AtomicBool,
+    bytes: Mutex<BytesMut>,
+    /// The task of the client's connection, which has to run to write.
+    task: OnceLock<Waker>,
+}
+
+impl Informational {
+    fn wake_with(&self, task: Option<Waker>) {
+        if let (None, Some(task)) = (self.task.get(), task) {
+            let _first = self.task.set(task);
+        }
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    fn push(&self, status: http::StatusCode, headers: &http::HeaderMap) {
+        let mut headers = headers.clone();
+        headers::strip_hop_by_hop(&mut headers);
+        let mut bytes = self.bytes();
+        bytes.put_slice(b"HTTP/1.1 ");
+        bytes.put_slice(status.as_str().as_bytes());
+        bytes.put_slice(b" ");
+        bytes.put_slice(
+            status
+                .canonical_reason()
+                .unwrap_or("Informational")
+                .as_bytes(),
+        );
+        bytes.put_slice(b"\r\n");
+        for (name, value) in &headers {
+            bytes.put_slice(name.as_str().as_bytes());
+            bytes.put_slice(b": ");
+            bytes.put_slice(value.as_bytes());
+            bytes.put_slice(b"\r\n");
+        }
+        bytes.put_slice(b"\r\n");
+        self.waiting.store(true, Ordering::Relaxed);
+        self.wake();
+    }
+
+    fn poll_write(&self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut bytes = self.bytes();
+        while !bytes.is_empty() {
+            match ready!(Pin::new(&mut *stream).poll_write(cx, &bytes))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => drop(bytes.split_to(written)),
+            }
+        }
+        self.waiting.store(false, Ordering::Relaxed);
+        // Whoever waits in `informational_passed` was polled before this.
+        self.wake();
+        Poll::Ready(Ok(()))
+    }
+
+    fn wake(&self) {
+        if let Some(task) = self.task.get() {
+            task.wake_by_ref();
+        }
+    }
+
+    fn bytes(&self) -> std::sync::MutexGuard<'_, BytesMut> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,157 @@
+//! The listening sockets of the proxy port: one per worker, between which the kernel shares new
+//! connections out (`SO_REUSEPORT`, socket(7)).
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener as StdListener, ToSocketAddrs},
+    time::Duration,
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tracing::warn;
+
+use super::connect::keepalive;
+use crate::config::Listen;
+
+/// Connections that may wait in the kernel for us to accept them; the kernel has its own limit too
+/// (`net.core.somaxconn`).
+const BACKLOG: i32 = 4096;
+/// How long to let be after accepting failed for want of descriptors or memory.
+const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// Binds `count` sockets to the same address. Port 0 takes a free one.
+///
+/// # Errors
+/// The name has no address, or the address cannot be listened on, another listener included.
+pub fn bind(listen: &Listen, count: usize) -> io::Result<Vec<StdListener>> {
+    let mut address = resolve(listen)?;
+    // With SO_REUSEPORT alone a second router would quietly take half of the first one's
+    // connections. A socket without it finds out whether somebody is there.
+    let probe = socket(address, false)?;
+    probe.bind(&address.into())?;
+    if address.port() == 0
+        && let Some(taken) = probe.local_addr()?.as_socket()
+    {
+        address = taken;
+    }
+    drop(probe);
+    (0..count.max(1))
+        .map(|_| {
+            let socket = socket(address, true)?;
+            socket.bind(&address.into())?;
+            socket.listen(BACKLOG)?;
+            Ok(socket.into())
+        })
+        .collect()
+}
+
+/// The address of a name; IPv4 where there is a choice, as the original did.
+fn resolve(listen: &Listen) -> io::Result<SocketAddr> {
+    let mut addresses: Vec<_> = (listen.host.as_str(), listen.port)
+        .to_socket_addrs()?
+        .collect();
+    addresses.sort_by_key(SocketAddr::is_ipv6);
+    addresses
+        .first()
+        .copied()
+        .ok_or_else(|| io::Error::other("the name has no address"))
+}
+
+fn socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    // Accepted connections inherit both, so they cost no system call of their own.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&keepalive())?;
+    Ok(socket)
+}
+
+/// The next connection. A failure that passes (no descriptors left, a client that had second
+/// thoughts) is waited out, without spinning.
+pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) if is_about_the_client(&error) => {}
+            Err(error) => {
+                warn!(%error, "cannot accept connections; trying again");
+                tokio::time::sleep(BACK_OFF).await;
+            }
+        }
+    }
+}
+
+/// What is in the kernel's queue at this moment: those clients' connections were accepted on our
+/// behalf, so they get their answer although we are about to stop listening.
+pub fn accept_waiting(listener: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
+    let Ok(listener) = listener.into_std() else {
+        return Vec::new();
+    };
+    std::iter::from_fn(|| {
+        loop {
+            match listener.accept() {
+                Ok((stream, peer)) => {
+                    let stream = stream
+                        .set_nonblocking(true)
+                        .and_then(|()| TcpStream::from_std(stream));
+                    return stream.ok().map(|stream| (stream, peer));
+                }
+                Err(error) if is_about_the_client(&error) => {}
+                Err(_nothing_more) => return None,
+            }
+        }
+    })
+    .collect()
+}
+
+fn is_about_the_client(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn localhost(port: u16) -> Listen {
+        Listen {
+            host: "127.0.0.1".into(),
+            port,
+        }
+    }
+
+    #[test]
+    fn all_sockets_share_one_free_port() {
+        let sockets = bind(&localhost(0), 3).unwrap();
+        let ports: Vec<u16> = sockets
+            .iter()
+            .map(|s| s.local_addr().unwrap().port())
+            .collect();
+        assert_eq!(ports, [ports[0]; 3]);
+        assert_ne!(ports[0], 0);
+    }
+
+    #[test]
+    fn a_second_router_on_the_same_port_is_an_error() {
+        let first = bind(&localhost(0), 2).unwrap();
+        let port = first[0].local_addr().unwrap().port();
+        assert_eq!(
+            bind(&localhost(port), 2).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
+    }
+}

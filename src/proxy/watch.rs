@@ -1,0 +1,306 @@
+//! What a client connection waits for, and since when.
+//!
+//! Instead of a timer for each wait, the places where waiting begins and ends leave a note here, and
+//! the worker looks at all notes a few times a second ([`Watch::check`]). A request thus pays a few
+//! stores for all of its timeouts together; a timeout comes late by a tick at most.
+
+use std::{
+    cell::{Cell, RefCell},
+    future::{Future, poll_fn},
+    pin::pin,
+    task::{Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use crate::clock;
+
+/// Where a connection stands in its cycle of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Accepted, nothing received yet.
+    Fresh,
+    /// Between two requests.
+    Idle,
+    /// Part of a request head has arrived.
+    Head,
+    /// A request is being worked on; no response has begun.
+    Request,
+    /// A response has begun.
+    Response,
+}
+
+/// What the connection's task is told to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Finish the request in flight, if there is one, and close.
+    Drain,
+    /// The client let us wait for too long: close.
+    Expire,
+}
+
+/// The limits on waiting for a client.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// For a request head to arrive, and for a request body to make progress.
+    pub read: Duration,
+    /// For some of a response to be taken.
+    pub write: Duration,
+    /// For the next request.
+    pub idle: Duration,
+}
+
+/// How long a drain leaves a connection open on which a request may be on its way to us.
+const DRAIN_GRACE: Duration = Duration::from_millis(100);
+
+/// The notes of one connection.
+#[derive(Debug)]
+pub struct Watch {
+    stage: Cell<Stage>,
+    since: Cell<Instant>,
+    write_blocked: Cell<Option<Instant>>,
+    body_blocked: Cell<Option<Instant>>,
+    deadline: Cell<Option<Instant>>,
+    deadline_passed: Cell<bool>,
+    order: Cell<Option<Order>>,
+    drain_ordered: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// A [`Watch::within`] that took too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Elapsed;
+
+impl Watch {
+    /// For a connection that was just accepted.
+    pub fn new() -> Watch {
+        Watch {
+            stage: Cell::new(Stage::Fresh),
+            since: Cell::new(clock::now()),
+            write_blocked: Cell::new(None),
+            body_blocked: Cell::new(None),
+            deadline: Cell::new(None),
+            deadline_passed: Cell::new(false),
+            order: Cell::new(None),
+            drain_ordered: Cell::new(false),
+            waker: RefCell::new(None),
+        }
+    }
+
+    /// The stage at this moment.
+    pub fn stage(&self) -> Stage {
+        self.stage.get()
+    }
+
+    /// Notes a new stage.
+    pub fn enter(&self, stage: Stage, now: Instant) {
+        self.stage.set(stage);
+        self.since.set(now);
+        self.body_blocked.set(None);
+    }
+
+    /// Bytes of a request came in.
+    pub fn received(&self) {
+        if matches!(self.stage.get(), Stage::Fresh | Stage::Idle) {
+            self.enter(Stage::Head, clock::now());
+        }
+    }
+
+    /// The client took some bytes, or (`blocked`) does not take any.
+    pub fn writing(&self, blocked: bool) {
+        note(&self.write_blocked, blocked);
+    }
+
+    /// The client sent some of a request body, or (`blocked`) we wait for it.
+    pub fn reading_body(&self, blocked: bool) {
+        note(&self.body_blocked, blocked);
+    }
+
+    /// Moves the deadline of the [`within`](Watch::within) in progress, if there is one. The upload
+    /// of a request body makes progress: the wait for the response starts again.
+    pub fn extend(&self, by: Duration) {
+        if self.deadline.get().is_some() {
+            self.deadline.set(Some(clock::now() + by));
+        }
+    }
+
+    /// Awaits `future` until `deadline`; a future that is ready wins. One at a time per connection.
+    ///
+    /// # Errors
+    /// [`Elapsed`], at most a tick after the deadline.
+    pub async fn within<F: Future>(
+        &self,
+        deadline: Instant,
+        future: F,
+    ) -> Result<F::Output, Elapsed> {
+        let mut future = pin!(future);
+        self.deadline_passed.set(false);
+        self.deadline.set(Some(deadline));
+        let _clear = ClearOnDrop(&self.deadline);
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return Poll::Ready(Ok(output));
+            }
+            match self.deadline_passed.get() {
+                true => Poll::Ready(Err(Elapsed)),
+                false => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Called by the connection's task whenever it runs.
+    pub fn orders(&self, waker: &Waker) -> Option<Order> {
+        let mut slot = self.waker.borrow_mut();
+        if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            *slot = Some(waker.clone());
+        }
+        self.order.take()
+    }
+
+    /// The connection's task, once it has run.
+    pub fn waker(&self) -> Option<Waker> {
+        self.waker.borrow().clone()
+    }
+
+    /// Called by the worker a few times a second: wakes the connection's task where something is
+    /// overdue. `draining` says since when the worker drains.
+    pub fn check(&self, now: Instant, patience: &Patience, draining: Option<Instant>) {
+        let late = |since: Instant, limit: Duration| now.saturating_duration_since(since) >= limit;
+        let since = self.since.get();
+        let stage = self.stage.get();
+        let expired = match stage {
+            Stage::Fresh | Stage::Head => late(since, patience.read),
+            Stage::Idle => late(since, patience.idle),
+            // A body that is late once the response has begun keeps nobody waiting.
+            Stage::Request => self
+                .body_blocked
+                .get()
+                .is_some_and(|since| late(since, patience.read)),
+            Stage::Response => false,
+        } || self
+            .write_blocked
+            .get()
+            .is_some_and(|since| late(since, patience.write));
+
+        let drained = draining.is_some_and(|started| match stage {
+            Stage::Request | Stage::Response => true,
+            Stage::Fresh | Stage::Idle => late(started, DRAIN_GRACE),
+            Stage::Head => false,
+        });
+        let overdue = self.deadline.get().is_some_and(|deadline| deadline <= now);
+        if overdue {
+            self.deadline_passed.set(true);
+        }
+        if expired {
+            self.order.set(Some(Order::Expire));
+        } else if drained && !self.drain_ordered.replace(true) {
+            self.order.set(Some(Order::Drain));
+        } else if !overdue {
+            return;
+        }
+        if let Some(waker) = self.waker.borrow().as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Watch::new()
+    }
+}
+
+/// Keeps the moment at which a wait began.
+fn note(since: &Cell<Option<Instant>>, blocked: bool) {
+    match (blocked, since.get()) {
+        (true, None) => since.set(Some(clock::now())),
+        (false, Some(_)) => since.set(None),
+        _ => {}
+    }
+}
+
+struct ClearOnDrop<'a>(&'a Cell<Option<Instant>>);
+
+impl Drop for ClearOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.set(None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Patience = Patience {
+        read: Duration::from_secs(5),
+        write: Duration::from_secs(15),
+        idle: Duration::from_secs(120),
+    };
+
+    fn after(watch: &Watch, seconds: u64, draining: Option<Instant>) -> Option<Order> {
+        let now = clock::now() + Duration::from_secs(seconds);
+        watch.check(now, &PATIENCE, draining);
+        watch.orders(Waker::noop())
+    }
+
+    #[test]
+    fn each_stage_has_its_own_limit() {
+        for (stage, in_time, late) in [
+            (Stage::Fresh, 4, 6),
+            (Stage::Head, 4, 6),
+            (Stage::Idle, 119, 121),
+        ] {
+            let watch = Watch::new();
+            watch.enter(stage, clock::now());
+            assert_eq!(after(&watch, in_time, None), None, "{stage:?}");
+            assert_eq!(after(&watch, late, None), Some(Order::Expire), "{stage:?}");
+        }
+        for stage in [Stage::Request, Stage::Response] {
+            let watch = Watch::new();
+            watch.enter(stage, clock::now());
+            assert_eq!(after(&watch, 100_000, None), None, "{stage:?}");
+        }
+    }
+
+    #[test]
+    fn a_stalled_upload_expires_before_a_response_only() {
+        let watch = Watch::new();
+        watch.enter(Stage::Request, clock::now());
+        watch.reading_body(true);
+        assert_eq!(after(&watch, 4, None), None);
+        assert_eq!(after(&watch, 6, None), Some(Order::Expire));
+        watch.reading_body(false);
+        assert_eq!(after(&watch, 6, None), None);
+        watch.reading_body(true);
+        watch.enter(Stage::Response, clock::now());
+        assert_eq!(after(&watch, 6, None), None);
+    }
+
+    #[test]
+    fn a_client_that_reads_nothing_expires_at_any_stage() {
+        let watch = Watch::new();
+        watch.enter(Stage::Response, clock::now());
+        watch.writing(true);
+        watch.writing(true);
+        assert_eq!(after(&watch, 14, None), None);
+        assert_eq!(after(&watch, 16, None), Some(Order::Expire));
+        watch.writing(false);
+        assert_eq!(after(&watch, 16, None), None);
+    }
+
+    #[test]
+    fn a_drain_is_ordered_once_and_waits_for_a_head_on_its_way() {
+        let draining = Some(clock::now());
+        let watch = Watch::new();
+        watch.enter(Stage::Head, clock::now());
+        assert_eq!(after(&watch, 1, draining), None);
+        watch.enter(Stage::Request, clock::now());
+        assert_eq!(after(&watch, 1, draining), Some(Order::Drain));
+        assert_eq!(after(&watch, 1, draining), None);
+
+        let idle = Watch::new();
+        idle.enter(Stage::Idle, clock::now());
+        assert_eq!(after(&idle, 0, draining), None);
+        assert_eq!(after(&idle, 1, draining), Some(Order::Drain));
+    }
+}

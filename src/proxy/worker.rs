@@ -1,0 +1,280 @@
+//! One data-plane thread: a runtime, a listener, pools, a tally. What it has is its own and `!Send`;
+//! with the other workers it shares the snapshot and the canary's budgets.
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    net::TcpListener as StdListener,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use slab::Slab;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    runtime,
+    sync::{Notify, watch},
+    task::{LocalSet, spawn_local},
+    time::{MissedTickBehavior, interval, sleep_until},
+};
+use tracing::{info, warn};
+
+use super::{
+    connect::TlsSettings,
+    connection::{self, Connection},
+    listener,
+    pool::{Pool, Room},
+    record::Throttle,
+    watch::Patience,
+};
+use crate::{
+    clock,
+    config::Config,
+    state::{Admission, Published, TallyWriter, snapshot::Reader},
+};
+
+/// How often idle upstream connections are looked through.
+const EVICTION: Duration = Duration::from_secs(1);
+
+/// What all tasks of a worker share.
+pub struct Worker {
+    /// What the control plane decided.
+    pub snapshot: Reader,
+    /// The canary's budgets.
+    pub admission: Arc<Admission>,
+    /// What this worker counts.
+    pub tally: TallyWriter,
+    /// This worker's upstream connections.
+    pub pools: Pools,
+    /// Keeps warnings about upstreams from drowning the log.
+    pub warnings: Throttle,
+    /// The largest request head.
+    pub max_header_bytes: usize,
+    draining: Cell<Option<Instant>>,
+    connections: RefCell<Slab<Rc<Connection>>>,
+    emptied: Notify,
+}
+
+/// The upstream connections of one worker.
+pub struct Pools {
+    /// To main.
+    pub main: Rc<Pool>,
+    /// To the canary.
+    pub canary: Rc<Pool>,
+    /// To the sidecar.
+    pub sidecar: Rc<Pool>,
+}
+
+/// Whether the process goes on. Workers watch it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Run {
+    /// It does.
+    On,
+    /// It drains: nothing new is accepted.
+    Drain,
+}
+
+/// What a worker is made of, before it has its thread.
+pub struct Setup {
+    /// Its listening socket.
+    pub listener: StdListener,
+    /// What it counts with.
+    pub tally: TallyWriter,
+    /// What it has in common with the other workers.
+    pub shared: Shared,
+    /// Tells when to stop.
+    pub run: watch::Receiver<Run>,
+}
+
+/// What all workers have in common.
+#[derive(Clone)]
+pub struct Shared {
+    /// Where they find the snapshot.
+    pub published: Arc<Published>,
+    /// The canary's budgets.
+    pub admission: Arc<Admission>,
+    /// How they speak TLS to upstreams.
+    pub tls: TlsSettings,
+    /// How many they are: each keeps its share of the idle connections.
+    pub workers: usize,
+}
+
+impl Worker {
+    /// Whether the process is about to stop.
+    pub fn is_draining(&self) -> bool {
+        self.draining.get().is_some()
+    }
+
+    fn new(shared: Shared, tally: TallyWriter, config: &Config) -> Rc<Worker> {
+        let Shared {
+            published,
+            admission,
+            tls,
+            workers,
+        } = shared;
+        let share = |limit: usize| Room::new(limit.div_ceil(workers.max(1)));
+        let services = share(config.main.client.max_idle_conns);
+        let client = config.main.client;
+        let service = |room| Pool::new(tls.services.clone(), room, client.idle_conn_timeout);
+        let sidecar = config
+            .sidecar
+            .as_ref()
+            .map_or(client, |sidecar| sidecar.upstream.client);
+        Rc::new(Worker {
+            snapshot: published.reader(),
+            admission,
+            tally,
+            pools: Pools {
+                main: service(Rc::clone(&services)),
+                canary: service(services),
+                sidecar: Pool::new(
+                    tls.sidecar,
+                    share(sidecar.max_idle_conns),
+                    sidecar.idle_conn_timeout,
+                ),
+            },
+            warnings: Throttle::default(),
+            max_header_bytes: config.server.max_header_bytes,
+            draining: Cell::new(None),
+            connections: RefCell::new(Slab::new()),
+            emptied: Notify::new(),
+        })
+    }
+
+    fn serve(self: &Rc<Self>, (stream, peer): (TcpStream, std::net::SocketAddr)) {
+        let connection = Connection::new(Rc::clone(self), peer);
+        let key = self.connections.borrow_mut().insert(Rc::clone(&connection));
+        let registration = Registration {
+            worker: Rc::clone(self),
+            key,
+        };
+        spawn_local(async move {
+            let _until_it_ends = registration;
+            connection::serve(stream, connection).await;
+        });
+    }
+
+    async fn check_deadlines(self: Rc<Self>, patience: Patience, tick: Duration) {
+        let mut ticks = interval(tick);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut evicted = clock::now();
+        loop {
+            ticks.tick().await;
+            let now = clock::now();
+            for (_, connection) in self.connections.borrow().iter() {
+                connection.watch.check(now, &patience, self.draining.get());
+            }
+            if now.saturating_duration_since(evicted) >= EVICTION {
+                evicted = now;
+                for pool in [&self.pools.main, &self.pools.canary, &self.pools.sidecar] {
+                    pool.evict(now);
+                }
+            }
+        }
+    }
+
+    /// Lets what is in flight end. Says how many connections had to be cut at the deadline.
+    async fn drain(&self, timeout: Duration) -> usize {
+        let now = clock::now();
+        self.draining.set(Some(now));
+        let emptied = async {
+            while !self.connections.borrow().is_empty() {
+                self.emptied.notified().await;
+            }
+        };
+        tokio::select! {
+            () = emptied => 0,
+            () = sleep_until((now + timeout).into()) => self.connections.borrow().len(),
+        }
+    }
+}
+
+/// A connection is looked after as long as this lives.
+struct Registration {
+    worker: Rc<Worker>,
+    key: usize,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let mut connections = self.worker.connections.borrow_mut();
+        connections.remove(self.key);
+        if connections.is_empty() {
+            self.worker.emptied.notify_one();
+        }
+    }
+}
+
+/// The life of a worker: serves until told to drain, drains, ends. Blocks its thread.
+///
+/// # Errors
+/// No runtime could be made.
+pub fn run(setup: Setup) -> io::Result<()> {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let tasks = LocalSet::new();
+    tasks.block_on(&runtime, work(setup))
+    // What had to be cut is dropped here, and its sockets closed with it.
+}
+
+async fn work(setup: Setup) -> io::Result<()> {
+    let Setup {
+        listener,
+        tally,
+        shared,
+        mut run,
+    } = setup;
+    let snapshot = shared.published.load();
+    let config = &snapshot.config;
+    let worker = Worker::new(shared, tally, config);
+    let listener = TcpListener::from_std(listener)?;
+
+    let patience = Patience {
+        read: config.server.read_timeout,
+        write: config.server.write_timeout,
+        idle: config.server.idle_timeout,
+    };
+    spawn_local(Rc::clone(&worker).check_deadlines(patience, tick(config)));
+    loop {
+        tokio::select! {
+            biased;
+            _ = run.wait_for(|run| *run == Run::Drain) => break,
+            accepted = listener::accept(&listener) => worker.serve(accepted),
+        }
+    }
+    for accepted in listener::accept_waiting(listener) {
+        worker.serve(accepted);
+    }
+    match worker.drain(config.server.shutdown_timeout).await {
+        0 => info!("worker drained"),
+        cut => warn!(
+            connections = cut,
+            "shutdown-timeout is over: connections were cut"
+        ),
+    }
+    Ok(())
+}
+
+/// How often deadlines are checked: a timeout comes late by this much at most. A twentieth of the
+/// shortest one, within bounds that keep it cheap.
+fn tick(config: &Config) -> Duration {
+    let server = &config.server;
+    let shortest = [
+        server.read_timeout,
+        server.write_timeout,
+        server.idle_timeout,
+    ]
+    .into_iter()
+    .chain([config.main.client.timeout])
+    .chain(
+        config
+            .sidecar
+            .as_ref()
+            .map(|sidecar| sidecar.upstream.client.timeout),
+    )
+    .min()
+    .unwrap_or_default();
+    (shortest / 20).clamp(Duration::from_millis(5), Duration::from_millis(100))
+}
