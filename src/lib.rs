@@ -33,6 +33,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod policy;
 pub mod proxy;
 pub mod state;
