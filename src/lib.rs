@@ -31,12 +31,14 @@
 //! 6. The response streams back ([`proxy::body`]); when it ends, breaks off or is dropped, permit and
 //!    tally are settled, once ([`proxy::record`]).
 
+pub mod app;
 pub mod clock;
 pub mod config;
 pub mod control;
 pub mod policy;
 pub mod proxy;
 pub mod state;
+pub mod telemetry;
 
 /// This build's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,256 @@
+//! The composition root: from a [`Config`] to running threads, and back.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    config::{Config, Listen},
+    control::{self, Control},
+    proxy::{
+        connect::{TlsError, TlsSettings},
+        listener,
+        worker::{self, Run, Setup, Shared},
+    },
+    state::{Admission, Lifecycle, Phase, Published, Snapshot, Tally},
+};
+
+/// Everything that can fail has been done: the sockets are bound.
+pub struct App {
+    snapshot: Snapshot,
+    proxy: Vec<TcpListener>,
+    instrumentation: Option<TcpListener>,
+    tls: TlsSettings,
+}
+
+/// Why the process cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listening address cannot be had.
+    #[error("cannot listen on {host}:{port} ({key}): {error}{}", hint(.error))]
+    Listen {
+        /// Where the address is configured.
+        key: &'static str,
+        /// The configured host.
+        host: String,
+        /// The configured port.
+        port: u16,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// TLS towards upstreams cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A thread cannot be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] io::Error),
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            ": another process listens there; stop it, or choose another port"
+        }
+        io::ErrorKind::PermissionDenied => {
+            ": ports below 1024 need privileges; choose a higher one, or grant CAP_NET_BIND_SERVICE"
+        }
+        io::ErrorKind::AddrNotAvailable => ": this machine has no such address",
+        _ => "",
+    }
+}
+
+/// A started router. Dropping it does not stop its threads; [`Running::drain`] does.
+pub struct Running {
+    run: watch::Sender<Run>,
+    lifecycle: Arc<Lifecycle>,
+    stop_control: watch::Sender<bool>,
+    control: Option<JoinHandle<io::Result<()>>>,
+    ended: mpsc::UnboundedReceiver<Result<(), String>>,
+    workers: usize,
+    proxy_address: SocketAddr,
+    instrumentation_address: Option<SocketAddr>,
+}
+
+impl App {
+    /// Binds the sockets and reads certificates.
+    ///
+    /// # Errors
+    /// What keeps the process from starting.
+    pub fn bind(config: Config) -> Result<App, StartError> {
+        let tls = TlsSettings::new(&config)?;
+        let workers = match config.server.workers {
+            0 => thread::available_parallelism().map_or(1, Into::into),
+            workers => workers,
+        };
+        let proxy = bind("/router-server", &config.server.listen, workers)?;
+        let instrumentation = match &config.instrumentation {
+            Some(listen) => bind("/instrumentation", listen, 1)?.pop(),
+            None => None,
+        };
+        Ok(App {
+            snapshot: Snapshot::new(config),
+            proxy,
+            instrumentation,
+            tls,
+        })
+    }
+
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// The system gives us no thread, or no longer knows our sockets.
+    pub fn start(self) -> Result<Running, StartError> {
+        let admission = Admission::new(self.snapshot.config.limits);
+        let published = Published::new(self.snapshot);
+        let lifecycle = Arc::new(Lifecycle::default());
+        let (run, watching) = watch::channel(Run::On);
+        let (stop_control, control_stopped) = watch::channel(false);
+        let (report, ended) = mpsc::unbounded_channel();
+        let workers = self.proxy.len();
+        let proxy_address = local_address(self.proxy.first())?;
+        let instrumentation_address = match &self.instrumentation {
+            Some(listener) => Some(local_address(Some(listener))?),
+            None => None,
+        };
+
+        let mut tallies = Vec::with_capacity(workers);
+        let shared = Shared {
+            published: Arc::clone(&published),
+            admission: Arc::clone(&admission),
+            tls: self.tls,
+            workers,
+        };
+        for (i, listener) in self.proxy.into_iter().enumerate() {
+            let (writer, tally) = Tally::new();
+            tallies.push(tally);
+            let setup = Setup {
+                listener,
+                tally: writer,
+                shared: shared.clone(),
+                run: watching.clone(),
+            };
+            let report = EndReport(Some(report.clone()));
+            spawn(&format!("worker-{i}"), move || {
+                report.send(worker::run(setup))
+            })?;
+        }
+        let control = match self.instrumentation {
+            None => None,
+            Some(listener) => {
+                let lifecycle = Arc::clone(&lifecycle);
+                let control = Control {
+                    published,
+                    admission,
+                    tallies,
+                    lifecycle,
+                };
+                Some(spawn("control", move || {
+                    control::run(listener, control, control_stopped)
+                })?)
+            }
+        };
+        lifecycle.enter(Phase::Serving);
+        Ok(Running {
+            run,
+            lifecycle,
+            stop_control,
+            control,
+            ended,
+            workers,
+            proxy_address,
+            instrumentation_address,
+        })
+    }
+}
+
+impl Running {
+    /// Where requests are taken.
+    pub fn proxy_address(&self) -> SocketAddr {
+        self.proxy_address
+    }
+
+    /// Where metrics and health are found, if anywhere.
+    pub fn instrumentation_address(&self) -> Option<SocketAddr> {
+        self.instrumentation_address
+    }
+
+    /// Stops accepting and lets what is in flight end, for `shutdown-timeout` at most.
+    pub fn drain(&self) {
+        self.lifecycle.enter(Phase::Draining);
+        self.run.send_replace(Run::Drain);
+    }
+
+    /// Returns when all workers have ended: after a [`drain`](Running::drain), or because one of
+    /// them failed.
+    ///
+    /// # Errors
+    /// What a worker died of. The others may still be running; the process should not.
+    pub async fn ended(&mut self) -> Result<(), String> {
+        for _ in 0..self.workers {
+            match self.ended.recv().await {
+                Some(Ok(())) => {}
+                Some(Err(why)) => return Err(why),
+                None => break,
+            }
+        }
+        self.stop_control.send_replace(true);
+        match self.control.take().map(JoinHandle::join) {
+            None | Some(Ok(Ok(()))) => Ok(()),
+            Some(Ok(Err(error))) => Err(format!("the control thread failed: {error}")),
+            Some(Err(_panic)) => Err("the control thread panicked".into()),
+        }
+    }
+}
+
+/// Reports the end of a worker thread, however it ends.
+struct EndReport(Option<mpsc::UnboundedSender<Result<(), String>>>);
+
+impl EndReport {
+    fn send(mut self, ended: io::Result<()>) {
+        self.tell(ended.map_err(|error| format!("a worker failed: {error}")));
+    }
+
+    fn tell(&mut self, ended: Result<(), String>) {
+        if let Some(report) = self.0.take() {
+            // Nobody listens any more when the process is ending anyway.
+            let _nobody = report.send(ended);
+        }
+    }
+}
+
+impl Drop for EndReport {
+    fn drop(&mut self) {
+        self.tell(Err("a worker panicked".into()));
+    }
+}
+
+fn bind(key: &'static str, listen: &Listen, count: usize) -> Result<Vec<TcpListener>, StartError> {
+    listener::bind(listen, count).map_err(|error| StartError::Listen {
+        key,
+        host: listen.host.clone(),
+        port: listen.port,
+        error,
+    })
+}
+
+fn local_address(listener: Option<&TcpListener>) -> Result<SocketAddr, StartError> {
+    listener
+        .ok_or_else(|| io::Error::other("no socket was bound"))
+        .and_then(TcpListener::local_addr)
+        .map_err(StartError::Thread)
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, StartError> {
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(work)
+        .map_err(StartError::Thread)
+}

@@ -1,0 +1,114 @@
+//! The command line: reads the configuration, starts the router, passes signals on.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result, bail};
+use canary_router::{
+    VERSION,
+    app::{App, Running},
+    config::Config,
+    telemetry,
+};
+use clap::Parser;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info, warn};
+
+/// A canary reverse proxy: decides per request between the old and the new version of a service.
+#[derive(Parser)]
+#[command(name = "canary-router", version, about)]
+struct Arguments {
+    /// The configuration file (JSON; config.template.json has every key with its default).
+    #[arg(short, long, value_name = "FILE", default_value = "config.json")]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Before there is a configuration there is no log to say it in.
+            #[allow(clippy::print_stderr)]
+            {
+                eprintln!("{error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let config = Config::load(&arguments.config)?;
+    let _log_until_the_end = telemetry::init(config.log.level);
+    info!(version = VERSION, "canary-router starts");
+    info!(file = %arguments.config.display(), "configuration loaded");
+    info!(
+        config_json = config.effective.to_string().as_str(),
+        "effective configuration"
+    );
+
+    let running = App::bind(config)?.start()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot make a runtime")?;
+    runtime.block_on(supervise(running))
+}
+
+/// Waits for the end: a first signal drains, a second one stops at once.
+async fn supervise(mut running: Running) -> Result<()> {
+    let mut signals = Signals::new().context("cannot listen for signals")?;
+    info!(address = %running.proxy_address(), "taking requests");
+    match running.instrumentation_address() {
+        Some(address) => {
+            info!(%address, "metrics at /metrics, health at /health/live and /health/ready")
+        }
+        None => info!("no metrics: there is no instrumentation section"),
+    }
+    tokio::select! {
+        ended = running.ended() => return gone(ended),
+        name = signals.next() => info!(signal = name, "draining: no new connections"),
+    }
+    running.drain();
+    tokio::select! {
+        ended = running.ended() => gone(ended),
+        name = signals.next() => {
+            warn!(signal = name, "second signal: stopping at once");
+            bail!("stopped by a second signal before the drain had ended")
+        }
+    }
+}
+
+fn gone(ended: Result<(), String>) -> Result<()> {
+    match ended {
+        Ok(()) => {
+            info!("stopped");
+            Ok(())
+        }
+        Err(why) => {
+            error!(%why, "stopping");
+            bail!(why)
+        }
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
