@@ -1,0 +1,202 @@
+//! Services that do as they are told, and remember what they were sent.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+    task::{JoinHandle, JoinSet},
+};
+
+use super::message::{Framing, Received, framing, read_body, read_head};
+
+/// What an upstream does next on a connection.
+#[derive(Debug, Clone)]
+pub enum Step {
+    /// Writes these bytes.
+    Write(Vec<u8>),
+    /// Lets some time go by.
+    Pause(Duration),
+    /// Closes the connection properly.
+    Close,
+    /// Resets the connection.
+    Reset,
+    /// Does nothing more, but stays.
+    Hang,
+    /// Sends back whatever comes, until the other side closes: the other end of a tunnel.
+    Echo,
+}
+
+/// A complete response with these extra header lines (each with its `\r\n`).
+pub fn answer(status: u16, headers: &str, body: &str) -> Vec<Step> {
+    let head = match status {
+        100..=199 | 204 | 304 => format!("HTTP/1.1 {status} X\r\n{headers}\r\n"),
+        _ => format!(
+            "HTTP/1.1 {status} X\r\n{headers}content-length: {}\r\n\r\n{body}",
+            body.len()
+        ),
+    };
+    vec![Step::Write(head.into_bytes())]
+}
+
+type Script = dyn Fn(&Received) -> Vec<Step> + Send + Sync;
+
+/// A scripted service.
+pub struct Upstream {
+    pub address: SocketAddr,
+    seen: Arc<Mutex<Vec<Received>>>,
+    connections: Arc<AtomicUsize>,
+    open: Arc<AtomicUsize>,
+    server: JoinHandle<()>,
+}
+
+impl Upstream {
+    /// For each request, does what `script` says.
+    pub async fn start(
+        script: impl Fn(&Received) -> Vec<Step> + Send + Sync + 'static,
+    ) -> Upstream {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let connections = Arc::new(AtomicUsize::new(0));
+        let open = Arc::new(AtomicUsize::new(0));
+        let script: Arc<Script> = Arc::new(script);
+        let server = {
+            let (seen, connections, open) = (seen.clone(), connections.clone(), open.clone());
+            tokio::spawn(async move {
+                let mut clients = JoinSet::new();
+                loop {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    connections.fetch_add(1, Ordering::SeqCst);
+                    let guard = Open::new(open.clone());
+                    let (script, seen) = (script.clone(), seen.clone());
+                    clients.spawn(async move {
+                        let _guard = guard;
+                        let _broken = serve(stream, script, seen).await;
+                    });
+                }
+            })
+        };
+        Upstream {
+            address,
+            seen,
+            connections,
+            open,
+            server,
+        }
+    }
+
+    /// Answers every request with this status, and with `name` as its body.
+    pub async fn named(name: &'static str, status: u16) -> Upstream {
+        Upstream::start(move |_| answer(status, "", name)).await
+    }
+
+    /// An address where nobody listens.
+    pub async fn nobody() -> SocketAddr {
+        TcpListener::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .local_addr()
+            .unwrap()
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Every request so far whose head and body came in whole.
+    pub fn seen(&self) -> Vec<Received> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    pub fn count(&self) -> usize {
+        self.seen.lock().unwrap().len()
+    }
+
+    /// The only request so far.
+    #[track_caller]
+    pub fn only(&self) -> Received {
+        let seen = self.seen();
+        assert_eq!(seen.len(), 1, "{seen:#?}");
+        seen.into_iter().next().unwrap()
+    }
+
+    /// How many connections were made, and how many are open.
+    pub fn connections(&self) -> (usize, usize) {
+        (
+            self.connections.load(Ordering::SeqCst),
+            self.open.load(Ordering::SeqCst),
+        )
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn new(open: Arc<AtomicUsize>) -> Open {
+        open.fetch_add(1, Ordering::SeqCst);
+        Open(open)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+async fn serve(
+    stream: TcpStream,
+    script: Arc<Script>,
+    seen: Arc<Mutex<Vec<Received>>>,
+) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut stream = BufReader::new(stream);
+    while let Some(head) = read_head(&mut stream).await? {
+        let mut request = Received {
+            head,
+            ..Received::default()
+        };
+        let framing = framing(&request.head, Framing::None);
+        if !read_body(&mut stream, framing, &mut request).await {
+            return Ok(());
+        }
+        seen.lock().unwrap().push(request.clone());
+        for step in script(&request) {
+            match step {
+                Step::Write(bytes) => stream.write_all(&bytes).await?,
+                Step::Pause(time) => tokio::time::sleep(time).await,
+                Step::Close => return stream.shutdown().await,
+                Step::Reset => {
+                    socket2::SockRef::from(stream.get_ref()).set_linger(Some(Duration::ZERO))?;
+                    return Ok(());
+                }
+                Step::Hang => {
+                    // Until the other side closes.
+                    let mut sink = tokio::io::sink();
+                    tokio::io::copy(&mut stream, &mut sink).await?;
+                    return Ok(());
+                }
+                Step::Echo => {
+                    let (mut read, mut write) = tokio::io::split(stream);
+                    tokio::io::copy(&mut read, &mut write).await?;
+                    return write.shutdown().await;
+                }
+            }
+        }
+    }
+    Ok(())
+}
