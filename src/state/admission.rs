@@ -9,9 +9,9 @@
 //! Checked three ways: the transitions are enumerated in [`crate::policy::quota`], the atomics are
 //! model-checked in `tests/loom.rs`, the whole through sockets in `tests/it/limits.rs`.
 
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 
-use super::sync::{Arc, AtomicU64};
+use super::sync::AtomicU64;
 use crate::{
     config::Limits,
     policy::{
@@ -181,7 +181,7 @@ fn unpack(packed: u64) -> ErrorQuota {
     }
 }
 
-#[cfg(all(test, not(canary_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

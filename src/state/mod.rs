@@ -13,10 +13,10 @@ pub use lifecycle::{Lifecycle, Phase};
 pub use snapshot::{Published, Snapshot};
 pub use tally::{Tally, TallyWriter};
 
-/// Atomics and `Arc`: the standard library's, or loom's where the models of `tests/loom.rs` run.
+/// Atomics: the standard library's, or loom's where the models of `tests/loom.rs` run.
 mod sync {
     #[cfg(canary_loom)]
-    pub(super) use loom::sync::{Arc, atomic::AtomicU64};
+    pub(super) use loom::sync::atomic::AtomicU64;
     #[cfg(not(canary_loom))]
-    pub(super) use std::sync::{Arc, atomic::AtomicU64};
+    pub(super) use std::sync::atomic::AtomicU64;
 }
