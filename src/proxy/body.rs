@@ -12,7 +12,10 @@ use http::HeaderMap;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tracing::debug;
 
-use super::{connection::Connection, error::BodyError, pool::Lease, record::Record, watch::Stage};
+use super::{
+    connection::Connection, error::BodyError, pool::Lease, record::Record, trailers::Slot,
+    watch::Stage,
+};
 use crate::{
     clock,
     policy::{FailureKind, Outcome, Target},
@@ -29,6 +32,8 @@ pub struct RequestBody {
     trailers: Option<HeaderMap>,
     /// `None` for a body that is whole: nothing is waited for.
     client: Option<Client>,
+    /// Where trailers are left for the connection that the body goes out on.
+    slot: Option<Rc<Slot>>,
     log: Option<BodyLog>,
 }
 
@@ -52,6 +57,7 @@ impl RequestBody {
             rest: None,
             trailers,
             client: None,
+            slot: None,
             log: None,
         }
     }
@@ -73,6 +79,11 @@ impl RequestBody {
             timeout,
         });
         body
+    }
+
+    /// Has trailers left in this slot.
+    pub fn leave_trailers(&mut self, slot: &Rc<Slot>) {
+        self.slot = Some(Rc::clone(slot));
     }
 
     /// Logs the body when it ends, up to a cap.
@@ -103,7 +114,7 @@ impl RequestBody {
         }
         match ready!(polled) {
             Some(Ok(frame)) => {
-                if HttpBody::is_end_stream(rest) {
+                if frame.is_trailers() || HttpBody::is_end_stream(rest) {
                     self.rest = None;
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -173,6 +184,23 @@ impl Drop for RequestBody {
     fn drop(&mut self) {
         if let (Some(_), Some(client)) = (&self.rest, &self.client) {
             client.connection.note_unread_body();
+        }
+    }
+}
+
+/// Takes trailers out of a body's frames: they go past hyper, and end the body.
+fn leave_trailers(
+    frame: Result<Frame<Bytes>, BodyError>,
+    slot: Option<&Slot>,
+) -> Option<Result<Frame<Bytes>, BodyError>> {
+    match frame.map(Frame::into_trailers) {
+        Err(error) => Some(Err(error)),
+        Ok(Err(data)) => Some(Ok(data)),
+        Ok(Ok(trailers)) => {
+            if let Some(slot) = slot {
+                slot.fill(&trailers);
+            }
+            None
         }
     }
 }
@@ -283,9 +311,16 @@ impl HttpBody for Body {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut self.get_mut().kind {
+        let body = self.get_mut();
+        match &mut body.kind {
             Kind::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Kind::Upstream(body) => body.poll_frame(cx),
+            Kind::Upstream(upstream) => {
+                let frame = ready!(upstream.poll_frame(cx));
+                // Without chunks there is no place for them.
+                let slot =
+                    (!body.connection.is_close_delimited()).then_some(&*body.connection.trailers);
+                Poll::Ready(frame.and_then(|frame| leave_trailers(frame, slot)))
+            }
         }
     }
 

@@ -11,15 +11,12 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     rc::Rc,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    task::{Context, Poll, Waker, ready},
+    sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderValue, Request};
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -33,7 +30,10 @@ use tracing::debug;
 use super::{
     body::RequestBody,
     error::Chain,
-    headers, service,
+    headers,
+    informational::Informational,
+    service,
+    trailers::{self, Trailing},
     upgrade::Tunnel,
     watch::{Order, Stage, Watch},
     worker::Worker,
@@ -41,8 +41,6 @@ use super::{
 
 /// The most headers a request may have; hyper's own default of 100 is too few.
 const MAX_HEADERS: usize = 512;
-/// The most informational responses that are passed on for one request.
-const MAX_INFORMATIONAL: usize = 16;
 /// How long, and how many bytes of it, a client may go on sending what nobody wants any more.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1 << 20;
@@ -58,6 +56,8 @@ pub struct Connection {
     pub watch: Watch,
     /// The client's address, as `X-Forwarded-For` shows it.
     pub forwarded_for: HeaderValue,
+    /// The trailers of the response that is being written.
+    pub trailers: Rc<trailers::Slot>,
     informational: Arc<Informational>,
     tunnel: RefCell<Option<Tunnel>>,
     broken_body: Cell<bool>,
@@ -72,6 +72,7 @@ impl Connection {
             worker,
             watch: Watch::new(),
             forwarded_for: headers::forwarded_for(peer.ip()),
+            trailers: trailers::Slot::new(),
             informational: Arc::default(),
             tunnel: RefCell::new(None),
             broken_body: Cell::new(false),
@@ -100,6 +101,11 @@ impl Connection {
         self.close_delimited.set(true);
     }
 
+    /// Whether the response ends with the connection.
+    pub fn is_close_delimited(&self) -> bool {
+        self.close_delimited.get()
+    }
+
     /// Once the `101` that is being returned has been written, the connection is a tunnel.
     pub fn switch(&self, tunnel: Tunnel) {
         *self.tunnel.borrow_mut() = Some(tunnel);
@@ -107,25 +113,15 @@ impl Connection {
 
     /// Has the informational responses to `request` passed on to the client.
     pub fn pass_informational(&self, request: &mut Request<RequestBody>) {
-        let informational = Arc::clone(&self.informational);
-        informational.wake_with(self.watch.waker());
-        let passed = AtomicUsize::new(0);
-        hyper::ext::on_informational(request, move |response| {
-            // 100 is hyper's to send: it does when the body is first asked for.
-            if response.status() != http::StatusCode::CONTINUE
-                && passed.fetch_add(1, Ordering::Relaxed) < MAX_INFORMATIONAL
-            {
-                informational.push(response.status(), response.headers());
-            }
-        });
+        self.informational.pass(request, self.watch.waker());
     }
 
-    /// Waits until the informational responses that came are on their way. hyper must not be given
-    /// the final response before.
-    pub async fn informational_passed(&self) {
-        poll_fn(|_| match self.informational.is_waiting() {
-            true => Poll::Pending,
-            false => Poll::Ready(()),
+    /// Waits until what goes past hyper is on its way. hyper must not be given a response before.
+    pub async fn ready_for_response(&self) {
+        self.informational.passed().await;
+        poll_fn(|_| match self.trailers.is_empty() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
         })
         .await;
     }
@@ -133,10 +129,8 @@ impl Connection {
 
 /// Serves a client until one of the two sides has had enough.
 pub async fn serve(stream: TcpStream, connection: Rc<Connection>) {
-    let io = DownstreamIo {
-        stream,
-        connection: Rc::clone(&connection),
-    };
+    let io = DownstreamIo { stream, connection: Rc::clone(&connection) };
+    let io = Trailing::new(io, Rc::clone(&connection.trailers));
     let service = service_fn(|request| service::handle(request, Rc::clone(&connection)));
     let mut http = http1::Builder::new()
         .max_headers(MAX_HEADERS)
@@ -154,7 +148,7 @@ pub async fn serve(stream: TcpStream, connection: Rc<Connection>) {
     .await;
     // What was in flight for this client, if anything, is cancelled here.
     let parts = http.into_parts();
-    let mut io = parts.io.into_inner();
+    let mut io = parts.io.into_inner().io;
     match ended {
         Ended::Http(Ok(())) => {
             let tunnel = connection.tunnel.borrow_mut().take();
@@ -289,80 +283,5 @@ impl AsyncWrite for DownstreamIo {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
-    }
-}
-
-/// Informational responses (1xx) on their way from an upstream's task to the client's connection.
-///
-/// hyper's server cannot send them, so they are written past it, and only while it has nothing
-/// buffered: in [`DownstreamIo::poll_flush`], before the final response is handed to it. Both sides
-/// run on one thread; the lock and the atomics are what the type of hyper's callback demands, and
-/// the flag tells at no cost that there is nothing to write.
-#[derive(Default)]
-struct Informational {
-    waiting: AtomicBool,
-    bytes: Mutex<BytesMut>,
-    /// The task of the client's connection, which has to run to write.
-    task: OnceLock<Waker>,
-}
-
-impl Informational {
-    fn wake_with(&self, task: Option<Waker>) {
-        if let (None, Some(task)) = (self.task.get(), task) {
-            let _first = self.task.set(task);
-        }
-    }
-
-    fn is_waiting(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed)
-    }
-
-    fn push(&self, status: http::StatusCode, headers: &http::HeaderMap) {
-        let mut headers = headers.clone();
-        headers::strip_hop_by_hop(&mut headers);
-        let mut bytes = self.bytes();
-        bytes.put_slice(b"HTTP/1.1 ");
-        bytes.put_slice(status.as_str().as_bytes());
-        bytes.put_slice(b" ");
-        bytes.put_slice(
-            status
-                .canonical_reason()
-                .unwrap_or("Informational")
-                .as_bytes(),
-        );
-        bytes.put_slice(b"\r\n");
-        for (name, value) in &headers {
-            bytes.put_slice(name.as_str().as_bytes());
-            bytes.put_slice(b": ");
-            bytes.put_slice(value.as_bytes());
-            bytes.put_slice(b"\r\n");
-        }
-        bytes.put_slice(b"\r\n");
-        self.waiting.store(true, Ordering::Relaxed);
-        self.wake();
-    }
-
-    fn poll_write(&self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut bytes = self.bytes();
-        while !bytes.is_empty() {
-            match ready!(Pin::new(&mut *stream).poll_write(cx, &bytes))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => drop(bytes.split_to(written)),
-            }
-        }
-        self.waiting.store(false, Ordering::Relaxed);
-        // Whoever waits in `informational_passed` was polled before this.
-        self.wake();
-        Poll::Ready(Ok(()))
-    }
-
-    fn wake(&self) {
-        if let Some(task) = self.task.get() {
-            task.wake_by_ref();
-        }
-    }
-
-    fn bytes(&self) -> std::sync::MutexGuard<'_, BytesMut> {
-        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -16,6 +16,7 @@
 //! | [`forward`] | sends to an upstream, falls back to main |
 //! | [`pool`], [`connect`] | upstream connections |
 //! | [`body`] | request and response bodies on their way through |
+//! | [`informational`], [`trailers`] | what hyper does not send, written past it |
 //! | [`upgrade`] | tunnels after a `101` |
 //! | [`record`] | settles permit, tally and log once per request |
 //! | [`error`] | what can fail, and which status that is |
@@ -26,11 +27,13 @@ pub mod connection;
 pub mod error;
 pub mod forward;
 pub mod headers;
+pub mod informational;
 pub mod listener;
 pub mod pool;
 pub mod record;
 pub mod service;
 pub mod sidecar;
+pub mod trailers;
 pub mod upgrade;
 pub mod uri;
 pub mod watch;

@@ -24,6 +24,7 @@ use super::{
     body::RequestBody,
     connect::{Tls, UpstreamIo, connect},
     error::{Chain, UpstreamError, classify},
+    trailers::{Slot, Trailing},
 };
 use crate::{clock, config::Upstream};
 
@@ -55,6 +56,7 @@ struct Idle {
 struct Link {
     sender: http1::SendRequest<RequestBody>,
     upgrade: Rc<RefCell<Option<oneshot::Sender<Upgraded>>>>,
+    trailers: Rc<Slot>,
 }
 
 /// A connection that no longer speaks HTTP.
@@ -157,8 +159,9 @@ impl Lease {
     /// Where nothing of the request was sent it is given back.
     pub async fn send(
         &mut self,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        request.body_mut().leave_trailers(&self.link.trailers);
         self.link.sender.try_send_request(request).await
     }
 
@@ -174,7 +177,9 @@ impl Lease {
     /// upstream closes it, or the request is still being sent), it is closed instead.
     pub fn give_back(self) {
         let Lease { mut link, pool, .. } = self;
-        if link.sender.is_ready() {
+        if !link.trailers.is_empty() {
+            // The response ended before the request did.
+        } else if link.sender.is_ready() {
             pool.keep(link);
         } else if !link.sender.is_closed() {
             // hyper's task has not run since the last byte was read. It will.
@@ -190,9 +195,10 @@ impl Lease {
 /// Opens a connection, and starts the task that drives it for as long as its sender lives.
 async fn open(upstream: &Upstream, tls: &Tls) -> Result<Link, UpstreamError> {
     let io = connect(upstream, tls).await?;
+    let trailers = Slot::new();
     let (sender, mut connection) = http1::Builder::new()
         .max_headers(MAX_HEADERS)
-        .handshake::<_, RequestBody>(TokioIo::new(io))
+        .handshake::<_, RequestBody>(TokioIo::new(Trailing::new(io, Rc::clone(&trailers))))
         .await
         .map_err(classify)?;
     let upgrade = Rc::new(RefCell::new(None::<oneshot::Sender<Upgraded>>));
@@ -204,7 +210,7 @@ async fn open(upstream: &Upstream, tls: &Tls) -> Result<Link, UpstreamError> {
             return;
         }
         let parts = connection.into_parts();
-        let mut io = parts.io.into_inner();
+        let mut io = parts.io.into_inner().io;
         let wanted = wanted.borrow_mut().take();
         match wanted {
             // A receiver that is gone means that the client is: the connection closes.
@@ -216,5 +222,9 @@ async fn open(upstream: &Upstream, tls: &Tls) -> Result<Link, UpstreamError> {
             None => drop(io.shutdown().await),
         }
     });
-    Ok(Link { sender, upgrade })
+    Ok(Link {
+        sender,
+        upgrade,
+        trailers,
+    })
 }

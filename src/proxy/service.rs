@@ -60,7 +60,7 @@ pub async fn handle(
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    connection.informational_passed().await;
+    connection.ready_for_response().await;
     connection.watch.enter(Stage::Response, clock::now());
     Ok(response)
 }
