@@ -129,7 +129,10 @@ impl Connection {
 
 /// Serves a client until one of the two sides has had enough.
 pub async fn serve(stream: TcpStream, connection: Rc<Connection>) {
-    let io = DownstreamIo { stream, connection: Rc::clone(&connection) };
+    let io = DownstreamIo {
+        stream,
+        connection: Rc::clone(&connection),
+    };
     let io = Trailing::new(io, Rc::clone(&connection.trailers));
     let service = service_fn(|request| service::handle(request, Rc::clone(&connection)));
     let mut http = http1::Builder::new()

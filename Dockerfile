@@ -1,0 +1,33 @@
+# syntax=docker/dockerfile:1
+
+FROM rust:1.95-slim-bookworm AS build
+WORKDIR /src
+# ring compiles a little C.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+COPY Cargo.toml Cargo.lock ./
+COPY src ./src
+COPY sample ./sample
+COPY tests ./tests
+RUN cargo build --release --locked --bin canary-router \
+    && strip target/release/canary-router
+
+FROM debian:bookworm-slim
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --system --uid 65532 --no-create-home --shell /usr/sbin/nologin canary-router
+COPY --from=build /src/target/release/canary-router /usr/local/bin/canary-router
+USER 65532:65532
+ENV CANARY_ROUTER_PORT=1345
+EXPOSE 1345 8888
+# The image has no HTTP client but its shell.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 \
+    CMD ["/bin/bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/$CANARY_ROUTER_PORT && printf 'GET /application/health HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' >&3 && read -r line <&3 && [[ $line == *' 200 '* ]]"]
+# No shell between: SIGTERM reaches the router, which drains.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["/usr/local/bin/canary-router"]
+CMD ["-c", "/etc/canary-router/config.json"]
