@@ -13,6 +13,7 @@ mod limits;
 mod logs;
 mod metrics;
 mod peers;
+mod readme;
 mod shutdown;
 mod sidecar;
 mod timeouts;
