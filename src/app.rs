@@ -4,7 +4,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     sync::Arc,
-    thread::{self, JoinHandle},
+    thread,
 };
 
 use tokio::sync::{mpsc, watch};
@@ -69,9 +69,10 @@ pub struct Running {
     run: watch::Sender<Run>,
     lifecycle: Arc<Lifecycle>,
     stop_control: watch::Sender<bool>,
-    control: Option<JoinHandle<io::Result<()>>>,
     ended: mpsc::UnboundedReceiver<Result<(), String>>,
     workers: usize,
+    threads: usize,
+    gone: usize,
     proxy_address: SocketAddr,
     instrumentation_address: Option<SocketAddr>,
 }
@@ -134,34 +135,40 @@ impl App {
                 shared: shared.clone(),
                 run: watching.clone(),
             };
-            let report = EndReport(Some(report.clone()));
+            let report = EndReport {
+                who: "worker",
+                report: Some(report.clone()),
+            };
             spawn(&format!("worker-{i}"), move || {
                 report.send(worker::run(setup))
             })?;
         }
-        let control = match self.instrumentation {
-            None => None,
-            Some(listener) => {
-                let lifecycle = Arc::clone(&lifecycle);
-                let control = Control {
-                    published,
-                    admission,
-                    tallies,
-                    lifecycle,
-                };
-                Some(spawn("control", move || {
-                    control::run(listener, control, control_stopped)
-                })?)
-            }
-        };
+        let threads = workers + usize::from(self.instrumentation.is_some());
+        if let Some(listener) = self.instrumentation {
+            let lifecycle = Arc::clone(&lifecycle);
+            let control = Control {
+                published,
+                admission,
+                tallies,
+                lifecycle,
+            };
+            let report = EndReport {
+                who: "control",
+                report: Some(report),
+            };
+            spawn("control", move || {
+                report.send(control::run(listener, control, control_stopped))
+            })?;
+        }
         lifecycle.enter(Phase::Serving);
         Ok(Running {
             run,
             lifecycle,
             stop_control,
-            control,
             ended,
             workers,
+            threads,
+            gone: 0,
             proxy_address,
             instrumentation_address,
         })
@@ -185,38 +192,41 @@ impl Running {
         self.run.send_replace(Run::Drain);
     }
 
-    /// Returns when all workers have ended: after a [`drain`](Running::drain), or because one of
-    /// them failed.
+    /// Returns when all threads have ended: after a [`drain`](Running::drain), or because one of them
+    /// failed.
     ///
     /// # Errors
-    /// What a worker died of. The others may still be running; the process should not.
+    /// What a thread died of. The others may still be running; the process should not.
     pub async fn ended(&mut self) -> Result<(), String> {
-        for _ in 0..self.workers {
+        while self.gone < self.threads {
             match self.ended.recv().await {
-                Some(Ok(())) => {}
+                Some(Ok(())) => self.gone += 1,
                 Some(Err(why)) => return Err(why),
                 None => break,
             }
+            if self.gone == self.workers {
+                // Health says "draining" up to here.
+                self.stop_control.send_replace(true);
+            }
         }
-        self.stop_control.send_replace(true);
-        match self.control.take().map(JoinHandle::join) {
-            None | Some(Ok(Ok(()))) => Ok(()),
-            Some(Ok(Err(error))) => Err(format!("the control thread failed: {error}")),
-            Some(Err(_panic)) => Err("the control thread panicked".into()),
-        }
+        Ok(())
     }
 }
 
-/// Reports the end of a worker thread, however it ends.
-struct EndReport(Option<mpsc::UnboundedSender<Result<(), String>>>);
+/// Reports the end of a thread, however it ends.
+struct EndReport {
+    who: &'static str,
+    report: Option<mpsc::UnboundedSender<Result<(), String>>>,
+}
 
 impl EndReport {
     fn send(mut self, ended: io::Result<()>) {
-        self.tell(ended.map_err(|error| format!("a worker failed: {error}")));
+        let who = self.who;
+        self.tell(ended.map_err(|error| format!("the {who} thread failed: {error}")));
     }
 
     fn tell(&mut self, ended: Result<(), String>) {
-        if let Some(report) = self.0.take() {
+        if let Some(report) = self.report.take() {
             // Nobody listens any more when the process is ending anyway.
             let _nobody = report.send(ended);
         }
@@ -225,7 +235,7 @@ impl EndReport {
 
 impl Drop for EndReport {
     fn drop(&mut self) {
-        self.tell(Err("a worker panicked".into()));
+        self.tell(Err(format!("the {} thread panicked", self.who)));
     }
 }
 
@@ -245,12 +255,10 @@ fn local_address(listener: Option<&TcpListener>) -> Result<SocketAddr, StartErro
         .map_err(StartError::Thread)
 }
 
-fn spawn<T: Send + 'static>(
-    name: &str,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<JoinHandle<T>, StartError> {
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
     thread::Builder::new()
         .name(name.into())
         .spawn(work)
+        .map(drop)
         .map_err(StartError::Thread)
 }

@@ -56,12 +56,14 @@ async fn serve(
     let admin = Arc::new(admin::Admin::new(control).map_err(io::Error::other)?);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return Ok(());
+        let next = async {
+            // Who waits for a place waits in the kernel's queue.
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, listener.accept().await)
         };
-        let accepted = tokio::select! {
+        let (place, accepted) = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return Ok(()),
-            accepted = listener.accept() => accepted,
+            next = next => next,
         };
         let Ok((stream, _)) = accepted else {
             tokio::time::sleep(Duration::from_millis(100)).await;

@@ -151,7 +151,7 @@ pub async fn serve(stream: TcpStream, connection: Rc<Connection>) {
     .await;
     // What was in flight for this client, if anything, is cancelled here.
     let parts = http.into_parts();
-    let mut io = parts.io.into_inner().io;
+    let io = parts.io.into_inner().io;
     match ended {
         Ended::Http(Ok(())) => {
             let tunnel = connection.tunnel.borrow_mut().take();
@@ -163,22 +163,26 @@ pub async fn serve(stream: TcpStream, connection: Rc<Connection>) {
         Ended::Http(Err(error)) => {
             debug!(error = %Chain(&error), "client connection ended");
             if connection.close_delimited.get() && error.is_user() {
-                // A reset is the only way to say that this was not the end.
-                let _best_effort = SockRef::from(&io.stream).set_linger(Some(Duration::ZERO));
-                return;
+                return reset(&io.stream);
             }
             close(io, error.is_parse() || connection.unread_body.get()).await;
         }
-        Ended::Expired => {
-            if matches!(connection.watch.stage(), Stage::Head | Stage::Request) {
+        Ended::Expired => match connection.watch.stage() {
+            Stage::Head | Stage::Request => {
                 // Nothing of an answer was sent. If the socket takes no more, so be it.
                 let _best_effort = io.stream.try_write(LAST_WORDS);
                 close(io, true).await;
-            } else {
-                let _best_effort = io.stream.shutdown().await;
             }
-        }
+            Stage::Fresh | Stage::Idle => close(io, false).await,
+            // It does not read: what is still in the kernel's buffer is not worth keeping either.
+            Stage::Response => reset(&io.stream),
+        },
     }
+}
+
+/// Makes the close that follows a reset: the one way to say that what was sent was not all.
+fn reset(stream: &TcpStream) {
+    let _best_effort = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 enum Ended {

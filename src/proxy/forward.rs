@@ -9,7 +9,7 @@ use std::{rc::Rc, time::Duration};
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING},
+    header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE},
     request::Parts,
     uri::PathAndQuery,
 };
@@ -177,12 +177,7 @@ impl Exchange<'_> {
             tunnel,
         } = answer;
         let (mut head, incoming) = response.into_parts();
-        let outcome = Outcome::of_status(head.status.as_u16());
-        if target == Target::Canary && outcome != Outcome::Success {
-            // Known for sure from the head; a success is one when its last byte has come.
-            record.settle(outcome);
-        }
-        let protocol = head.headers.get(http::header::UPGRADE).cloned();
+        let protocol = head.headers.get(UPGRADE).cloned();
         headers::strip_hop_by_hop(&mut head.headers);
         head.version = Version::HTTP_11;
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -198,6 +193,10 @@ impl Exchange<'_> {
             self.connection.switch(Tunnel(tunnel));
             let body = Body::text(Bytes::new(), self.connection);
             return Ok(Response::from_parts(head, body));
+        }
+        if Outcome::of_status(head.status.as_u16()) == Outcome::Failure {
+            // Known for sure from the head; a success is one when its last byte has come.
+            record.settle(Outcome::Failure);
         }
         let length_known = head.headers.contains_key(CONTENT_LENGTH);
         if self.version == Version::HTTP_10 && !length_known {
