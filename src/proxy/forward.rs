@@ -177,6 +177,14 @@ impl Exchange<'_> {
             tunnel,
         } = answer;
         let (mut head, incoming) = response.into_parts();
+        if enabled!(Level::DEBUG) {
+            debug!(
+                from = target.label(),
+                status = head.status.as_u16(),
+                headers_json = headers::masked(&head.headers).as_str(),
+                "answered"
+            );
+        }
         let protocol = head.headers.get(UPGRADE).cloned();
         headers::strip_hop_by_hop(&mut head.headers);
         head.version = Version::HTTP_11;
