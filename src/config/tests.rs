@@ -1,6 +1,6 @@
 use serde_json::json;
 
-use super::*;
+use super::{raw::Raw, url::masked_url, *};
 
 fn minimal() -> Value {
     json!({

@@ -1,0 +1,348 @@
+//! From what was written to what it means: every value and how they go together.
+
+use std::{net::IpAddr, time::Duration};
+
+use http::{HeaderValue, uri::Authority};
+use serde_json::Value;
+
+use super::{
+    Client, Config, Level, Limits, Listen, Log, Replay, Server, Sidecar, Upstream,
+    error::Problems,
+    raw::{Client as RawClient, Raw, Size, Span},
+    url::{masked_url, parse_url},
+};
+use crate::policy::SidecarStatuses;
+
+/// Turns what was written into what it means. Every problem is noted; the result is `None` only
+/// where one of them leaves nothing to go on with.
+pub(super) fn judge(raw: Raw, problems: &mut Problems) -> Option<Config> {
+    let clients = &raw.proxy_client;
+    let to_services = client(
+        &clients.to_main_and_canary,
+        "/proxy-client/to-main-and-canary",
+        problems,
+    );
+    let to_sidecar = client(&clients.to_sidecar, "/proxy-client/to-sidecar", problems);
+
+    let main = upstream(
+        &raw.main_target,
+        &raw.main_header_host,
+        "main",
+        to_services,
+        problems,
+    );
+    let canary = upstream(
+        &raw.canary_target,
+        &raw.canary_header_host,
+        "canary",
+        to_services,
+        problems,
+    );
+    let sidecar = match set(&raw.sidecar_url) {
+        None => Some(None),
+        Some(url) => parse_url("/sidecar-url", url, to_sidecar, problems).map(Some),
+    };
+    let max_body = raw
+        .sidecar
+        .max_body
+        .map_or(0, |Size(bytes)| to_usize(bytes));
+    let sidecar_statuses = SidecarStatuses {
+        main: sidecar_status("/main-sidecar-status", raw.main_sidecar_status.0, problems),
+        canary: sidecar_status(
+            "/canary-sidecar-status",
+            raw.canary_sidecar_status.0,
+            problems,
+        ),
+    };
+    if sidecar_statuses.main == sidecar_statuses.canary {
+        problems.add(
+            "/canary-sidecar-status",
+            "is the same as /main-sidecar-status: the sidecar could not say which it means; \
+             give them two different numbers",
+        );
+    }
+
+    let trim_prefix = trim_prefix(set(&raw.trim_prefix), problems);
+    let limits = limits(&raw, problems);
+    let replay = replay(set(&raw.fallback.replay).unwrap_or_default(), problems);
+    let server = server(&raw, problems);
+    let instrumentation = raw.instrumentation.as_ref().map(|instrumentation| Listen {
+        host: set(&instrumentation.host).unwrap_or_default().to_owned(),
+        port: instrumentation.port.map_or(0, |port| port.0),
+    });
+    if let (Some(server), Some(metrics)) = (&server, &instrumentation)
+        && server.listen.port == metrics.port
+        && (server.listen.host == metrics.host
+            || is_any(&metrics.host)
+            || is_any(&server.listen.host))
+    {
+        problems.add(
+            "/instrumentation/port",
+            format!(
+                "{} is /router-server/port too: give the metrics a port of their own",
+                metrics.port
+            ),
+        );
+    }
+    let level = level(set(&raw.log.level).unwrap_or_default(), problems);
+
+    Some(Config {
+        main: main?,
+        canary: canary?,
+        sidecar: sidecar?.map(|upstream| Sidecar { upstream, max_body }),
+        sidecar_statuses,
+        trim_prefix,
+        limits,
+        replay: replay?,
+        server: server?,
+        instrumentation,
+        log: Log {
+            level: level?,
+            request_body: raw.log.debug_request_body.0,
+            response_body: raw.log.debug_response_body.0,
+        },
+        effective: masked(&raw),
+    })
+}
+
+/// A text that says something: absent and empty are the same, as in the original.
+fn set(text: &Option<String>) -> Option<&str> {
+    text.as_deref()
+        .map(str::trim)
+        .filter(|text| !text.is_empty())
+}
+
+fn upstream(
+    url: &Option<String>,
+    host: &Option<String>,
+    name: &str,
+    client: Client,
+    problems: &mut Problems,
+) -> Option<Upstream> {
+    let path = format!("/{name}-target");
+    let upstream = match set(url) {
+        Some(url) => parse_url(&path, url, client, problems),
+        None => {
+            problems.add(
+                path,
+                format!(
+                    "is missing: write the URL of the {name} service, \
+                     such as \"{name}-target\": \"http://127.0.0.1:8081\""
+                ),
+            );
+            None
+        }
+    };
+    let host_header = match set(host) {
+        None => None,
+        Some(host) => {
+            let header = host
+                .parse::<Authority>()
+                .ok()
+                .filter(|a| !a.as_str().contains('@'));
+            match header.and_then(|header| HeaderValue::from_str(header.as_str()).ok()) {
+                Some(header) => Some(header),
+                None => {
+                    problems.add(
+                        format!("/{name}-header-host"),
+                        format!(
+                            "not a host name with an optional port: {host:?}; \
+                                 write it as \"service.example\" or \"service.example:8080\""
+                        ),
+                    );
+                    return None;
+                }
+            }
+        }
+    };
+    let mut upstream = upstream?;
+    if let Some(host_header) = host_header {
+        upstream.host_header = host_header;
+    }
+    Some(upstream)
+}
+
+fn client(raw: &RawClient, path: &str, problems: &mut Problems) -> Client {
+    let timeout = span(raw.timeout);
+    let connect_timeout = span(raw.connect_timeout);
+    if connect_timeout > timeout {
+        problems.add(
+            format!("{path}/connect-timeout"),
+            format!(
+                "{connect_timeout:?} is longer than /timeout beside it ({timeout:?}), which bounds \
+                 connecting as well: make it shorter, or the timeout longer"
+            ),
+        );
+    }
+    Client {
+        timeout,
+        connect_timeout,
+        max_idle_conns: to_usize(raw.max_idle_conns.0),
+        idle_conn_timeout: span(raw.idle_conn_timeout),
+        insecure_skip_verify: raw.tls.insecure_skip_verify.0,
+    }
+}
+
+fn sidecar_status(path: &str, status: u64, problems: &mut Problems) -> u16 {
+    match u16::try_from(status) {
+        Ok(status @ 200..=599) => status,
+        _ => {
+            problems.add(
+                path,
+                format!(
+                    "{status} is not a status code that a sidecar can answer with: \
+                         use 200 to 599"
+                ),
+            );
+            0
+        }
+    }
+}
+
+fn trim_prefix(prefix: Option<&str>, problems: &mut Problems) -> String {
+    match prefix {
+        None | Some("/") => String::new(),
+        Some(prefix) if !prefix.starts_with('/') => {
+            problems.add(
+                "/trim-prefix",
+                format!(
+                    "{prefix:?} does not start with a slash and could match no path: \
+                         write \"/{prefix}\""
+                ),
+            );
+            String::new()
+        }
+        Some(prefix) if prefix.contains(['?', '#']) => {
+            problems.add(
+                "/trim-prefix",
+                format!("{prefix:?} is more than a path: leave out ? and #"),
+            );
+            String::new()
+        }
+        Some(prefix) => prefix.to_owned(),
+    }
+}
+
+fn limits(raw: &Raw, problems: &mut Problems) -> Limits {
+    let errors = raw.circuit_breaker.error_limit_canary.0;
+    let errors = u32::try_from(errors).unwrap_or_else(|_| {
+        problems.add(
+            "/circuit-breaker/error-limit-canary",
+            format!("{errors} is too large: use 0 (off) to {}", u32::MAX),
+        );
+        0
+    });
+    let requests = raw.circuit_breaker.request_limit_canary.0;
+    Limits {
+        requests: (requests > 0).then_some(requests),
+        errors: (errors > 0).then_some(errors),
+    }
+}
+
+fn replay(replay: &str, problems: &mut Problems) -> Option<Replay> {
+    match replay {
+        "off" => Some(Replay::Off),
+        "connect" => Some(Replay::Connect),
+        other => {
+            problems.add(
+                "/fallback/replay",
+                format!(
+                    "{other:?} is not known to this version: use \"connect\" (a request that could \
+                     not reach the canary goes to main) or \"off\" (the client gets the 502)"
+                ),
+            );
+            None
+        }
+    }
+}
+
+fn server(raw: &Raw, problems: &mut Problems) -> Option<Server> {
+    let server = &raw.router_server;
+    let host = set(&server.host);
+    if host.is_none() {
+        problems.add(
+            "/router-server/host",
+            "is missing: write the address to listen on, such as \"127.0.0.1\", \
+             or \"0.0.0.0\" for all",
+        );
+    }
+    let port = server.port.map(|port| port.0).filter(|port| *port != 0);
+    if port.is_none() {
+        problems.add(
+            "/router-server/port",
+            "is missing: write the TCP port to listen on, such as 1345",
+        );
+    }
+    let workers = server.workers.0;
+    if workers > 1024 {
+        problems.add(
+            "/router-server/workers",
+            format!(
+                "{workers} threads are more than any machine needs: use 0 (one per core) to 1024"
+            ),
+        );
+    }
+    let max_header_bytes = server.max_header_bytes.map_or(0, |Size(bytes)| bytes);
+    if !(1 << 10..=1 << 20).contains(&max_header_bytes) {
+        problems.add(
+            "/router-server/max-header-bytes",
+            format!("{max_header_bytes} is out of range: use \"1KiB\" to \"1MiB\""),
+        );
+    }
+    Some(Server {
+        listen: Listen {
+            host: host?.to_owned(),
+            port: port?,
+        },
+        workers: to_usize(workers),
+        read_timeout: span(server.read_timeout),
+        write_timeout: span(server.write_timeout),
+        idle_timeout: span(server.idle_timeout),
+        shutdown_timeout: span(server.shutdown_timeout),
+        max_header_bytes: to_usize(max_header_bytes),
+    })
+}
+
+/// The names of the original's logger are taken too.
+fn level(level: &str, problems: &mut Problems) -> Option<Level> {
+    match level.to_ascii_lowercase().as_str() {
+        "error" | "fatal" | "panic" => Some(Level::Error),
+        "warn" | "warning" => Some(Level::Warn),
+        "info" => Some(Level::Info),
+        "debug" => Some(Level::Debug),
+        "trace" => Some(Level::Trace),
+        _ => {
+            problems.add(
+                "/log/level",
+                format!("{level:?} is not a level: use error, warn, info, debug or trace"),
+            );
+            None
+        }
+    }
+}
+
+fn is_any(host: &str) -> bool {
+    host.parse::<IpAddr>()
+        .is_ok_and(|address| address.is_unspecified())
+}
+
+fn span(span: Option<Span>) -> Duration {
+    span.map_or(Duration::ZERO, |Span(duration)| duration)
+}
+
+fn to_usize(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+/// The file with its defaults, and without what a log must not show.
+fn masked(raw: &Raw) -> Value {
+    let mut raw = raw.clone();
+    for url in [
+        &mut raw.main_target,
+        &mut raw.canary_target,
+        &mut raw.sidecar_url,
+    ] {
+        *url = url.as_deref().map(masked_url);
+    }
+    serde_json::to_value(raw).unwrap_or_default()
+}
