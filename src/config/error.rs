@@ -42,9 +42,15 @@ impl fmt::Display for ConfigError {
 pub(super) struct Problems(Vec<Problem>);
 
 impl Problems {
+    /// The first problem of a value is told; what follows from it (a port that is no port is also
+    /// missing) would only confuse.
     pub(super) fn add(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        let path = path.into();
+        if self.0.iter().any(|known| known.path == path) {
+            return;
+        }
         self.0.push(Problem {
-            path: path.into(),
+            path,
             message: message.into(),
         });
     }

@@ -127,7 +127,8 @@ fn upstream(
                 path,
                 format!(
                     "is missing: write the URL of the {name} service, \
-                     such as \"{name}-target\": \"http://127.0.0.1:8081\""
+                     such as \"{name}-target\": \"http://127.0.0.1:{}\"",
+                    if name == "main" { 8081 } else { 8082 }
                 ),
             );
             None

@@ -251,7 +251,7 @@ fn every_value_that_cannot_work_is_refused_where_it_stands() {
         (
             json!({"main-target": "ftp://a.example"}),
             "/main-target",
-            "http(s)",
+            "http://",
         ),
         (
             json!({"main-target": "/just/a/path"}),
@@ -288,7 +288,7 @@ fn every_value_that_cannot_work_is_refused_where_it_stands() {
             "/main-header-host",
             "host name",
         ),
-        (json!({"sidecar-url": "sidecar"}), "/sidecar-url", "http(s)"),
+        (json!({"sidecar-url": "sidecar"}), "/sidecar-url", "http://"),
         (json!({"trim-prefix": "foo"}), "/trim-prefix", "\"/foo\""),
         (json!({"trim-prefix": "/foo?x"}), "/trim-prefix", "path"),
         (

@@ -12,28 +12,24 @@ pub(super) fn parse_url(
     problems: &mut Problems,
 ) -> Option<Upstream> {
     let mut refuse = |why: &str| {
-        problems.add(
-            path,
-            format!(
-                "{why}: {:?}; write it as \"http://host:port/base/path\"",
-                masked_url(url)
-            ),
-        );
+        problems.add(path, format!("{why}: {:?}", masked_url(url)));
         None
     };
+    const NOT_A_URL: &str = "not an absolute URL such as \"http://host:port/base/path\"";
     let Ok(uri) = url.parse::<Uri>() else {
-        return refuse("not an absolute http(s) URL");
+        return refuse(NOT_A_URL);
     };
     let tls = match uri.scheme_str() {
         Some("http") => false,
         Some("https") => true,
-        _ => return refuse("not an absolute http(s) URL"),
+        Some(_) => return refuse("neither http:// nor https://"),
+        None => return refuse(NOT_A_URL),
     };
     let Some(authority) = uri.authority() else {
         return refuse("has no host");
     };
     if authority.as_str().contains('@') {
-        return refuse("user and password in a URL are not sent anywhere, take them out");
+        return refuse("a user and password here would not be sent to anybody; take them out");
     }
     if url.contains('#') {
         return refuse("has a fragment (#…), which no server ever sees, take it out");
