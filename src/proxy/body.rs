@@ -156,7 +156,7 @@ impl HttpBody for RequestBody {
         if let (Some(log), Some(Ok(frame))) = (&mut body.log, &frame) {
             log.add(frame);
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.and_then(|frame| leave_trailers(frame, body.slot.as_deref())))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -264,8 +264,8 @@ impl ResponseBody {
                 if let Some(log) = &mut self.log {
                     log.add(&frame);
                 }
-                // hyper does not ask again after the last byte of a known length.
-                if HttpBody::is_end_stream(&self.incoming) {
+                // hyper does not ask again after the last byte of a known length, nor after trailers.
+                if frame.is_trailers() || HttpBody::is_end_stream(&self.incoming) {
                     self.ended();
                 }
                 Poll::Ready(Some(Ok(frame)))
