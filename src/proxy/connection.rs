@@ -1,8 +1,9 @@
 //! One client connection: hyper's server on it, and what hyper does not do itself.
 //!
 //! hyper times out neither a silent client nor one that reads nothing ([`super::watch`] does), drops
-//! informational responses ([`Informational`]), and closes a connection on which the client is still
-//! sending in a way that can destroy the answer (RFC 9112 section 9.6; [`linger`]).
+//! informational responses ([`super::informational`]) and most trailers ([`super::trailers`]), and
+//! closes a connection on which the client is still sending in a way that can destroy the answer
+//! (RFC 9112 section 9.6; [`linger`]).
 
 use std::{
     cell::{Cell, RefCell},
@@ -119,11 +120,7 @@ impl Connection {
     /// Waits until what goes past hyper is on its way. hyper must not be given a response before.
     pub async fn ready_for_response(&self) {
         self.informational.passed().await;
-        poll_fn(|_| match self.trailers.is_empty() {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
-        })
-        .await;
+        self.trailers.emptied().await;
     }
 }
 

@@ -8,7 +8,7 @@
 //! treatment of messages is in [`super::headers`] or [`super::forward`]. This function only says in
 //! which order they come.
 
-use std::{rc::Rc, time::Instant};
+use std::{rc::Rc, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::{
@@ -21,7 +21,7 @@ use tracing::debug;
 use super::{
     body::{Body, RequestBody},
     connection::Connection,
-    error::{Chain, ClientGone, Refusal, RequestError},
+    error::{Chain, ClientGone, Origin, Refusal, RequestError},
     forward::{self, Exchange},
     headers,
     record::Record,
@@ -31,12 +31,11 @@ use super::{
 use crate::{
     clock,
     policy::{
-        Decision, Facts, Reason, SidecarAnswer, Target,
+        Decision, Facts, Reason, Target,
         decide::{after_sidecar, decide, forced_by_header},
     },
-    state::{Admission, Permit, Snapshot},
+    state::{Admission, Permit},
 };
-use std::sync::Arc;
 
 /// The path that is answered by the router itself.
 const HEALTH: &str = "/application/health";
@@ -53,7 +52,12 @@ pub async fn handle(
     connection.watch.enter(Stage::Request, started);
     let mut response = match route(request, &connection, started).await {
         Ok(response) => response,
-        Err(error) => explain(&error, &connection),
+        Err(error) => {
+            if error.origin() == Origin::Downstream {
+                connection.note_unread_body();
+            }
+            explain(&error, &connection)
+        }
     };
     if connection.worker.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response
@@ -94,13 +98,14 @@ async fn route(
         limits: worker.admission.spent(),
     };
     let timeout = forward::response_timeout(config);
-    let (reason, body) = match decide(facts, snapshot.rules) {
-        Decision::Route(reason) => (
-            reason,
-            RequestBody::streaming(Bytes::new(), body, connection, timeout),
-        ),
-        Decision::AskSidecar(statuses) => {
-            let (answer, body) = ask_sidecar(&snapshot, connection, &head, &target, body).await?;
+    let stream = |body| RequestBody::streaming(Bytes::new(), body, connection, timeout);
+    let (reason, body) = match (decide(facts, snapshot.rules), &config.sidecar) {
+        (Decision::Route(reason), _) => (reason, stream(body)),
+        // The rules ask for a sidecar only where there is one.
+        (Decision::AskSidecar(_), None) => (Reason::NoSidecar, stream(body)),
+        (Decision::AskSidecar(statuses), Some(sidecar)) => {
+            let (answer, body) =
+                sidecar::ask(connection, sidecar, &head, &target, body, timeout).await?;
             (after_sidecar(answer, statuses), body)
         }
     };
@@ -122,24 +127,6 @@ async fn route(
 /// HEAD is GET without the body (RFC 9110 section 9.3.2), and some probes prefer it.
 fn is_health_check(request: &Request<Incoming>) -> bool {
     request.uri().path() == HEALTH && matches!(*request.method(), Method::GET | Method::HEAD)
-}
-
-async fn ask_sidecar(
-    snapshot: &Snapshot,
-    connection: &Rc<Connection>,
-    head: &http::request::Parts,
-    target: &http::uri::PathAndQuery,
-    body: Incoming,
-) -> Result<(SidecarAnswer, RequestBody), RequestError> {
-    let timeout = forward::response_timeout(&snapshot.config);
-    match &snapshot.config.sidecar {
-        Some(sidecar) => sidecar::ask(connection, sidecar, head, target, body, timeout).await,
-        // The rules ask only where there is one.
-        None => {
-            let body = RequestBody::streaming(Bytes::new(), body, connection, timeout);
-            Ok((SidecarAnswer::Failed, body))
-        }
-    }
 }
 
 /// A request for the canary needs a permit; refused, it goes to main.

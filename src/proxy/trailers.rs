@@ -8,10 +8,11 @@
 //! The invariant that makes it safe: from the moment the slot is filled to the moment hyper has
 //! flushed, the last two bytes that hyper writes are the end of that body. hyper encodes the end right
 //! after the body has said that it is over; and nothing of a next message is given to hyper before
-//! the slot is empty again (see [`Slot::is_empty`]'s callers).
+//! the slot is empty again ([`Slot::emptied`]).
 
 use std::{
     cell::{Cell, RefCell},
+    future::poll_fn,
     io,
     pin::Pin,
     rc::Rc,
@@ -60,6 +61,7 @@ const END: &[u8] = b"\r\n";
 pub struct Slot {
     fields: RefCell<BytesMut>,
     filled: Cell<bool>,
+    awaited: Cell<bool>,
 }
 
 impl Slot {
@@ -83,7 +85,20 @@ impl Slot {
         self.filled.set(!fields.is_empty());
     }
 
-    /// Whether there is nothing to be written. Until then no other message may be given to hyper.
+    /// Waits until there is nothing to be written, on the task that writes. Until then no other
+    /// message may be given to hyper.
+    pub async fn emptied(&self) {
+        poll_fn(|_| match self.is_empty() {
+            true => Poll::Ready(()),
+            false => {
+                self.awaited.set(true);
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+
+    /// Whether there is nothing to be written.
     pub fn is_empty(&self) -> bool {
         !self.filled.get()
     }
@@ -148,6 +163,10 @@ impl<T: AsyncWrite + Unpin> Trailing<T> {
             self.rest.advance(nonzero(written)?);
         }
         self.slot.filled.set(false);
+        if self.slot.awaited.take() {
+            // Whoever waits in `emptied` was polled before this.
+            cx.waker().wake_by_ref();
+        }
         Poll::Ready(Ok(()))
     }
 }
