@@ -19,7 +19,7 @@ FROM debian:bookworm-slim
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --uid 65532 --no-create-home --shell /usr/sbin/nologin canary-router
+    && useradd --uid 65532 --user-group --no-create-home --shell /usr/sbin/nologin canary-router
 COPY --from=build /src/target/release/canary-router /usr/local/bin/canary-router
 USER 65532:65532
 ENV CANARY_ROUTER_PORT=1345
