@@ -19,9 +19,10 @@ FROM debian:bookworm-slim
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 65532 --user-group --no-create-home --shell /usr/sbin/nologin canary-router
+    && groupadd --gid 10001 canary-router \
+    && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin canary-router
 COPY --from=build /src/target/release/canary-router /usr/local/bin/canary-router
-USER 65532:65532
+USER 10001:10001
 ENV CANARY_ROUTER_PORT=1345
 EXPOSE 1345 8888
 # The image has no HTTP client but its shell.
