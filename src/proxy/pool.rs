@@ -22,7 +22,7 @@ use tracing::debug;
 
 use super::{
     body::RequestBody,
-    connect::{Tls, UpstreamIo, connect},
+    connect::{ReadFirst, Tls, UpstreamIo, connect},
     error::{Chain, UpstreamError, classify},
     trailers::{Slot, Trailing},
 };
@@ -198,7 +198,10 @@ async fn open(upstream: &Upstream, tls: &Tls) -> Result<Link, UpstreamError> {
     let trailers = Slot::new();
     let (sender, mut connection) = http1::Builder::new()
         .max_headers(MAX_HEADERS)
-        .handshake::<_, RequestBody>(TokioIo::new(Trailing::new(io, Rc::clone(&trailers))))
+        .handshake::<_, RequestBody>(TokioIo::new(Trailing::new(
+            ReadFirst::new(io),
+            Rc::clone(&trailers),
+        )))
         .await
         .map_err(classify)?;
     let upgrade = Rc::new(RefCell::new(None::<oneshot::Sender<Upgraded>>));
@@ -210,7 +213,7 @@ async fn open(upstream: &Upstream, tls: &Tls) -> Result<Link, UpstreamError> {
             return;
         }
         let parts = connection.into_parts();
-        let mut io = parts.io.into_inner().io;
+        let mut io = parts.io.into_inner().io.io;
         let wanted = wanted.borrow_mut().take();
         match wanted {
             // A receiver that is gone means that the client is: the connection closes.
