@@ -105,7 +105,10 @@ async fn collect(
             });
         }
         let deadline = clock::now() + sidecar.upstream.client.timeout;
-        let frame = match connection.watch.within(deadline, body.frame()).await {
+        connection.watch.reading_body(true);
+        let frame = connection.watch.within(deadline, body.frame()).await;
+        connection.watch.reading_body(false);
+        let frame = match frame {
             Err(_elapsed) => {
                 let read = joined(only, read);
                 return Ok(Collected {
