@@ -3,7 +3,7 @@
 //! hyper times out neither a silent client nor one that reads nothing ([`super::watch`] does), drops
 //! informational responses ([`super::informational`]) and most trailers ([`super::trailers`]), and
 //! closes a connection on which the client is still sending in a way that can destroy the answer
-//! (RFC 9112 section 9.6; [`linger`]).
+//! (RFC 9112 section 9.6).
 
 use std::{
     cell::{Cell, RefCell},
