@@ -47,17 +47,19 @@ fn run(arguments: &Arguments) -> Result<()> {
         "effective configuration"
     );
 
-    let running = App::bind(config)?.start()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot make a runtime")?;
-    runtime.block_on(supervise(running))
+    runtime.block_on(async {
+        // Before the first connection is taken: from then on a signal must find somebody who drains.
+        let signals = Signals::new().context("cannot listen for signals")?;
+        supervise(App::bind(config)?.start()?, signals).await
+    })
 }
 
 /// Waits for the end: a first signal drains, a second one stops at once.
-async fn supervise(mut running: Running) -> Result<()> {
-    let mut signals = Signals::new().context("cannot listen for signals")?;
+async fn supervise(mut running: Running, mut signals: Signals) -> Result<()> {
     info!(address = %running.proxy_address(), "taking requests");
     match running.instrumentation_address() {
         Some(address) => {
