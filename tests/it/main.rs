@@ -2,6 +2,11 @@
 //!
 //! Everything listens on a free port of 127.0.0.1. A test waits for a condition, never for a time.
 
+// In a test, what is not as expected has to end it.
+#![allow(clippy::unwrap_used)]
+// The kit has a runtime of its own; the ban is for the data plane.
+#![allow(clippy::disallowed_methods)]
+
 mod support;
 
 mod cli;

@@ -123,3 +123,15 @@ pub async fn request(
 pub async fn get(address: SocketAddr, target: &str, headers: &str) -> Response {
     request(address, "GET", target, headers, "").await
 }
+
+/// A chunked body, a chunk for each piece; `trailers` are lines that end in `\r\n`.
+pub fn chunked(pieces: &[&[u8]], trailers: &str) -> Vec<u8> {
+    let mut body = Vec::new();
+    for piece in pieces {
+        body.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+        body.extend_from_slice(piece);
+        body.extend_from_slice(b"\r\n");
+    }
+    body.extend_from_slice(format!("0\r\n{trailers}\r\n").as_bytes());
+    body
+}

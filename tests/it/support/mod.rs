@@ -1,17 +1,28 @@
 //! The kit: a router on a free port, scripted upstreams that record what they got, a client that
 //! writes and reads raw bytes.
 
+// clippy takes functions for tests only where they are one, and the kit is none of the data plane.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+mod by_hand;
 mod client;
 mod message;
+mod process;
 mod router;
+mod trio;
 mod upstream;
 
 use std::{future::Future, time::Duration};
 
-pub use client::{Client, Response, get, request};
+use tokio::task::JoinSet;
+
+pub use by_hand::{ByHand, router_to, router_with};
+pub use client::{Client, Response, chunked, get, request};
 pub use message::Received;
-pub use router::{Metrics, Router};
-pub use upstream::{Step, Upstream, answer};
+pub use process::{Folder, Port, Process};
+pub use router::{Router, merge};
+pub use trio::{Trio, asked, reason};
+pub use upstream::{Deaf, Gate, Step, Upstream, answer};
 
 /// How long anything may take here. Far more than it needs: only a hang gets there.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -36,4 +47,21 @@ pub fn eventually(mut condition: impl FnMut() -> bool) -> impl Future<Output = (
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     })
+}
+
+/// Runs all of them at the same time.
+pub async fn together<F>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    let tasks: JoinSet<F::Output> = futures.into_iter().collect();
+    tasks.join_all().await
+}
+
+/// `n` bytes in which every shift and every loss shows.
+pub fn noise(n: usize) -> Vec<u8> {
+    (0..n as u64)
+        .map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8)
+        .collect()
 }

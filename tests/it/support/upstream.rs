@@ -9,13 +9,18 @@ use std::{
     time::Duration,
 };
 
+use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
     task::{JoinHandle, JoinSet},
 };
 
-use super::message::{Framing, Received, framing, read_body, read_head};
+use super::{
+    Port,
+    message::{Framing, Received, framing, read_body, read_head},
+};
 
 /// What an upstream does next on a connection.
 #[derive(Debug, Clone)]
@@ -32,6 +37,27 @@ pub enum Step {
     Hang,
     /// Sends back whatever comes, until the other side closes: the other end of a tunnel.
     Echo,
+    /// Waits until the gate is open.
+    Wait(Gate),
+}
+
+/// Keeps upstreams waiting until a test opens it.
+#[derive(Debug, Clone)]
+pub struct Gate(Arc<Semaphore>);
+
+impl Gate {
+    pub fn shut() -> Gate {
+        Gate(Arc::new(Semaphore::new(0)))
+    }
+
+    /// Lets everyone through, for good.
+    pub fn open(&self) {
+        self.0.close();
+    }
+
+    async fn passed(&self) {
+        let _closed_is_open = self.0.acquire().await;
+    }
 }
 
 /// A complete response with these extra header lines (each with its `\r\n`).
@@ -98,13 +124,17 @@ impl Upstream {
         Upstream::start(move |_| answer(status, "", name)).await
     }
 
-    /// An address where nobody listens.
+    /// An address where nobody listens, nor will: the port stays reserved.
     pub async fn nobody() -> SocketAddr {
-        TcpListener::bind("127.0.0.1:0")
-            .await
-            .unwrap()
-            .local_addr()
-            .unwrap()
+        let port = Port::reserve();
+        let address = port.address;
+        std::mem::forget(port);
+        address
+    }
+
+    /// Ends it: it closes its connections and takes no more.
+    pub fn stop(&self) {
+        self.server.abort();
     }
 
     pub fn url(&self) -> String {
@@ -140,6 +170,39 @@ impl Upstream {
 impl Drop for Upstream {
     fn drop(&mut self) {
         self.server.abort();
+    }
+}
+
+/// A service whose queue of connections is full, and stays so: connecting to it takes for ever.
+pub struct Deaf {
+    pub address: SocketAddr,
+    _queue: Vec<Socket>,
+}
+
+impl Deaf {
+    pub fn start() -> Deaf {
+        let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&any.into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        // A queue of 0 has room for one.
+        let waiting = (0..4).map(|_| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let _in_progress = socket.connect(&address.into());
+            socket
+        });
+        let mut queue: Vec<Socket> = waiting.collect();
+        queue.push(listener);
+        Deaf {
+            address,
+            _queue: queue,
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
     }
 }
 
@@ -179,6 +242,7 @@ async fn serve(
             match step {
                 Step::Write(bytes) => stream.write_all(&bytes).await?,
                 Step::Pause(time) => tokio::time::sleep(time).await,
+                Step::Wait(gate) => gate.passed().await,
                 Step::Close => return stream.shutdown().await,
                 Step::Reset => {
                     socket2::SockRef::from(stream.get_ref()).set_linger(Some(Duration::ZERO))?;
