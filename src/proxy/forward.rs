@@ -144,7 +144,7 @@ impl Exchange<'_> {
             .headers_mut()
             .insert(HOST, upstream.host_header.clone());
         if enabled!(Level::DEBUG) {
-            log_head(target, &request);
+            log_head(target, &request, &self.target);
         }
         let deadline = clock::now() + upstream.client.timeout;
         let sending = send_once(pool, upstream, request, self.upgrade.is_some());
@@ -318,12 +318,13 @@ fn frame(request: &mut Request<RequestBody>) {
     }
 }
 
-/// The head of a request as it goes out, for the debug log; credentials are masked.
-fn log_head(target: Target, request: &Request<RequestBody>) {
+/// The head of a request as it goes out, for the debug log; credentials are masked. The URI is shown
+/// without what the configuration puts before it, where a key may be.
+fn log_head(target: Target, request: &Request<RequestBody>, uri: &PathAndQuery) {
     debug!(
         to = target.label(),
         method = %request.method(),
-        uri = %request.uri(),
+        %uri,
         headers_json = headers::masked(request.headers()).as_str(),
         "forwarding"
     );

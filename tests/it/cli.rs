@@ -352,7 +352,7 @@ async fn sigterm_drains_as_soon_as_connections_are_taken() {
             config(&main.url(), &proxy, &metrics).to_string(),
         );
         let mut process = Process::start(&folder, &[]);
-        process.takes_connections(proxy.address);
+        process.takes_connections(proxy.address).await;
         process.signal("TERM");
         assert_eq!(process.ended().await.code(), Some(0));
     }

@@ -1222,3 +1222,22 @@ async fn a_client_that_leaves_in_the_middle_of_an_upload_breaks_it_off() {
         );
     }
 }
+
+/// Raw UTF-8 is not what RFC 3986 asks for, but clients send it, and no upstream minded so far.
+#[tokio::test]
+async fn a_target_in_raw_utf_8_is_verbatim_and_what_is_no_text_is_400() {
+    let upstream = ByHand::start().await;
+    let router = router_to(&upstream.url());
+    let mut client = Client::connect(router.address).await;
+    client
+        .send("GET /ü/日本?q=ä HTTP/1.1\r\nhost: h\r\n\r\n")
+        .await;
+    let mut seen = upstream.accept().await;
+    assert_eq!(seen.request().await.target(), "/ü/日本?q=ä");
+
+    let mut client = Client::connect(router.address).await;
+    let response = client
+        .roundtrip("GET", b"GET /\xff HTTP/1.1\r\nhost: h\r\n\r\n")
+        .await;
+    assert_eq!(response.status, 400);
+}

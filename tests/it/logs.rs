@@ -34,7 +34,7 @@ impl Logged {
         let sidecar = Upstream::start(asked).await;
         let (proxy, metrics) = (Port::reserve(), Port::reserve());
         let file = json!({
-            "main-target": main.url(),
+            "main-target": format!("{}/?key=s3cret-of-main", main.url()),
             "canary-target": canary.url(),
             "sidecar-url": format!("{}/decide?{SECRET_QUERY}", sidecar.url()),
             "router-server": {"host": "127.0.0.1", "port": proxy.number(), "workers": 2},

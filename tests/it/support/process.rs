@@ -15,7 +15,7 @@ use std::{
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
-use super::eventually;
+use super::{eventually, soon};
 
 /// A folder of its own for a test; it goes with this value.
 pub struct Folder(pub PathBuf);
@@ -126,16 +126,19 @@ impl Process {
         self.stdout().iter().map(parse).collect()
     }
 
-    /// Waits until it takes connections at `address` and knows what to do with a signal.
+    /// Waits until it takes connections at `address` and has its signal handlers.
     pub async fn listens(&mut self, address: SocketAddr) {
-        eventually(|| self.accepts(address) && self.catches_sigterm()).await;
+        eventually(|| self.accepts(address) && self.catches_signals()).await;
     }
 
     /// Waits until it takes connections at `address`, without a pause: this is the very moment.
-    pub fn takes_connections(&mut self, address: SocketAddr) {
-        while !self.accepts(address) {
-            std::hint::spin_loop();
-        }
+    pub async fn takes_connections(&mut self, address: SocketAddr) {
+        soon(async {
+            while !self.accepts(address) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
     }
 
     fn accepts(&mut self, address: SocketAddr) -> bool {
@@ -146,8 +149,8 @@ impl Process {
     }
 
     /// Linux tells which signals a process has handlers for (proc(5), `SigCgt`).
-    fn catches_sigterm(&self) -> bool {
-        const SIGTERM: u32 = 15;
+    fn catches_signals(&self) -> bool {
+        const SIGINT_AND_SIGTERM: u64 = 1 << (2 - 1) | 1 << (15 - 1);
         let path = format!("/proc/{}/status", self.child.id());
         let status = std::fs::read_to_string(path).unwrap();
         let caught = status
@@ -155,7 +158,7 @@ impl Process {
             .find_map(|line| line.strip_prefix("SigCgt:"))
             .expect("a set of signals");
         let caught = u64::from_str_radix(caught.trim(), 16).unwrap();
-        caught & (1 << (SIGTERM - 1)) != 0
+        caught & SIGINT_AND_SIGTERM == SIGINT_AND_SIGTERM
     }
 
     /// Sends it a signal, named as `kill` names it.
