@@ -9,11 +9,15 @@
 
 mod support;
 
+mod bodies;
 mod cli;
+mod connections;
 mod decisions;
+mod failures;
 mod fallback;
 mod forwarding;
 mod headers;
+mod informational;
 mod limits;
 mod logs;
 mod metrics;
@@ -23,4 +27,5 @@ mod shutdown;
 mod sidecar;
 mod timeouts;
 mod tls;
+mod trailers;
 mod upgrades;

@@ -135,3 +135,31 @@ pub fn chunked(pieces: &[&[u8]], trailers: &str) -> Vec<u8> {
     body.extend_from_slice(format!("0\r\n{trailers}\r\n").as_bytes());
     body
 }
+
+/// `bytes` in chunks of many sizes.
+pub fn in_chunks(bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let (mut rest, mut size) = (bytes, 1);
+    while !rest.is_empty() {
+        let (chunk, after) = rest.split_at(size.min(rest.len()));
+        out.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+        out.extend_from_slice(chunk);
+        out.extend_from_slice(b"\r\n");
+        rest = after;
+        size = (size * 3 + 1) % 100_003;
+    }
+    out.extend_from_slice(b"0\r\n\r\n");
+    out
+}
+
+pub fn head(start: &str, headers: &str) -> String {
+    format!("{start} HTTP/1.1\r\nhost: client.example\r\n{headers}\r\n")
+}
+
+/// Large bodies are compared without being printed.
+#[track_caller]
+pub fn assert_same(got: &[u8], sent: &[u8]) {
+    assert_eq!(got.len(), sent.len(), "length");
+    let differs = got.iter().zip(sent).position(|(a, b)| a != b);
+    assert_eq!(differs, None, "first difference");
+}

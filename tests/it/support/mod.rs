@@ -17,7 +17,7 @@ use std::{future::Future, time::Duration};
 use tokio::task::JoinSet;
 
 pub use by_hand::{ByHand, router_to, router_with};
-pub use client::{Client, Response, chunked, get, request};
+pub use client::{Client, Response, assert_same, chunked, get, head, in_chunks, request};
 pub use message::Received;
 pub use process::{Folder, Port, Process};
 pub use router::{Router, merge};
