@@ -5,6 +5,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use tokio::sync::{mpsc, watch};
@@ -88,9 +89,15 @@ impl App {
             0 => thread::available_parallelism().map_or(1, Into::into),
             workers => workers,
         };
-        let proxy = bind("/router-server", &config.server.listen, workers)?;
+        let write_timeout = config.server.write_timeout;
+        let proxy = bind(
+            "/router-server",
+            &config.server.listen,
+            workers,
+            write_timeout,
+        )?;
         let instrumentation = match &config.instrumentation {
-            Some(listen) => bind("/instrumentation", listen, 1)?.pop(),
+            Some(listen) => bind("/instrumentation", listen, 1, write_timeout)?.pop(),
             None => None,
         };
         Ok(App {
@@ -239,8 +246,13 @@ impl Drop for EndReport {
     }
 }
 
-fn bind(key: &'static str, listen: &Listen, count: usize) -> Result<Vec<TcpListener>, StartError> {
-    listener::bind(listen, count).map_err(|error| StartError::Listen {
+fn bind(
+    key: &'static str,
+    listen: &Listen,
+    count: usize,
+    write_timeout: Duration,
+) -> Result<Vec<TcpListener>, StartError> {
+    listener::bind(listen, count, write_timeout).map_err(|error| StartError::Listen {
         key,
         host: listen.host.clone(),
         port: listen.port,

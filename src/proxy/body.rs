@@ -37,11 +37,17 @@ pub struct RequestBody {
     log: Option<BodyLog>,
 }
 
-/// The client at the other end of a request body that is still coming in.
+/// The client at the other end of a request body that is still coming in, as long as it is.
 struct Client {
     connection: Rc<Connection>,
     /// How long the upstream may take to answer after the last byte.
     timeout: Duration,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.connection.upload_ended();
+    }
 }
 
 impl RequestBody {
@@ -74,6 +80,7 @@ impl RequestBody {
         }
         let mut body = RequestBody::whole(read, None);
         body.rest = Some(rest);
+        connection.upload_began();
         body.client = Some(Client {
             connection: Rc::clone(connection),
             timeout,
@@ -107,29 +114,26 @@ impl RequestBody {
             timeout,
         }) = &self.client
         {
-            connection.watch.reading_body(polled.is_pending());
-            if polled.is_ready() {
-                connection.watch.extend(*timeout);
-            }
+            connection.watch.uploading(polled.is_pending(), *timeout);
         }
-        match ready!(polled) {
-            Some(Ok(frame)) => {
-                if frame.is_trailers() || HttpBody::is_end_stream(rest) {
-                    self.rest = None;
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
+        let frame = match ready!(polled) {
             Some(Err(error)) => {
                 if let Some(client) = &self.client {
                     client.connection.note_broken_body();
                 }
-                Poll::Ready(Some(Err(BodyError::Downstream(error))))
+                return Poll::Ready(Some(Err(BodyError::Downstream(error))));
             }
-            None => {
-                self.rest = None;
-                Poll::Ready(None)
-            }
+            frame => frame,
+        };
+        let last = match &frame {
+            Some(Ok(frame)) => frame.is_trailers() || HttpBody::is_end_stream(rest),
+            _ => true,
+        };
+        if last {
+            self.rest = None;
+            self.client = None;
         }
+        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Downstream)))
     }
 }
 
@@ -258,6 +262,7 @@ impl ResponseBody {
     fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
+        connection: &Connection,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
             Some(Ok(frame)) => {
@@ -271,8 +276,13 @@ impl ResponseBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
-                let cut = UpstreamError::caused(FailureKind::BodyCut, error.to_string());
-                self.record.failed(self.target, &cut);
+                if connection.has_broken_body() {
+                    // The client broke its own request off, and hyper the exchange.
+                    self.record.settle(Outcome::Ignored);
+                } else {
+                    let cut = UpstreamError::caused(FailureKind::BodyCut, error.to_string());
+                    self.record.failed(self.target, &cut);
+                }
                 self.lease = None;
                 Poll::Ready(Some(Err(BodyError::Upstream(error))))
             }
@@ -315,7 +325,7 @@ impl HttpBody for Body {
         match &mut body.kind {
             Kind::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Kind::Upstream(upstream) => {
-                let frame = ready!(upstream.poll_frame(cx));
+                let frame = ready!(upstream.poll_frame(cx, &body.connection));
                 // Without chunks there is no place for them.
                 let slot =
                     (!body.connection.is_close_delimited()).then_some(&*body.connection.trailers);
@@ -341,7 +351,8 @@ impl HttpBody for Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
-        self.connection.watch.enter(Stage::Idle, clock::now());
+        // Handed over is not written: the connection is idle when hyper has flushed.
+        self.connection.watch.enter(Stage::Finishing, clock::now());
     }
 }
 

@@ -1,6 +1,7 @@
 //! One client connection: hyper's server on it, and what hyper does not do itself.
 //!
-//! hyper times out neither a silent client nor one that reads nothing ([`super::watch`] does), drops
+//! hyper does not time out a silent client ([`super::watch`] does, and for one that reads nothing the
+//! kernel, [`super::listener`]), drops
 //! informational responses ([`super::informational`]) and most trailers ([`super::trailers`]), and
 //! closes a connection on which the client is still sending in a way that can destroy the answer
 //! (RFC 9112 section 9.6).
@@ -13,7 +14,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -39,6 +40,7 @@ use super::{
     watch::{Order, Stage, Watch},
     worker::Worker,
 };
+use crate::clock;
 
 /// The most headers a request may have; hyper's own default of 100 is too few.
 const MAX_HEADERS: usize = 512;
@@ -61,6 +63,7 @@ pub struct Connection {
     pub trailers: Rc<trailers::Slot>,
     informational: Arc<Informational>,
     tunnel: RefCell<Option<Tunnel>>,
+    uploading: Cell<bool>,
     broken_body: Cell<bool>,
     unread_body: Cell<bool>,
     close_delimited: Cell<bool>,
@@ -76,10 +79,32 @@ impl Connection {
             trailers: trailers::Slot::new(),
             informational: Arc::default(),
             tunnel: RefCell::new(None),
+            uploading: Cell::new(false),
             broken_body: Cell::new(false),
             unread_body: Cell::new(false),
             close_delimited: Cell::new(false),
         })
+    }
+
+    /// A request body goes to an upstream as it comes in.
+    pub fn upload_began(&self) {
+        self.uploading.set(true);
+    }
+
+    /// It was read to its end, or given up.
+    pub fn upload_ended(&self) {
+        self.uploading.set(false);
+        self.watch.upload_over();
+        if !self.watch.is_write_blocked() {
+            self.flushed();
+        }
+    }
+
+    /// Nothing of a response is left to be written.
+    fn flushed(&self) {
+        if self.watch.stage() == Stage::Finishing && !self.uploading.get() {
+            self.watch.enter(Stage::Idle, clock::now());
+        }
     }
 
     /// The client's request body broke off: what hyper's client says next is not the upstream's fault.
@@ -140,7 +165,8 @@ pub async fn serve(stream: TcpStream, connection: Rc<Connection>) {
     let ended = poll_fn(|cx| {
         match connection.watch.orders(cx.waker()) {
             Some(Order::Drain) => Pin::new(&mut http).graceful_shutdown(),
-            Some(Order::Expire) => return Poll::Ready(Ended::Expired),
+            Some(Order::Expire) => return Poll::Ready(Ended::Expired(connection.watch.stage())),
+            Some(Order::Cut) => return Poll::Ready(Ended::Cut(connection.watch.stage())),
             None => {}
         }
         Pin::new(&mut http).poll(cx).map(Ended::Http)
@@ -164,16 +190,16 @@ pub async fn serve(stream: TcpStream, connection: Rc<Connection>) {
             }
             close(io, error.is_parse() || connection.unread_body.get()).await;
         }
-        Ended::Expired => match connection.watch.stage() {
-            Stage::Head | Stage::Request => {
-                // Nothing of an answer was sent. If the socket takes no more, so be it.
-                let _best_effort = io.stream.try_write(LAST_WORDS);
-                close(io, true).await;
-            }
-            Stage::Fresh | Stage::Idle => close(io, false).await,
-            // It does not read: what is still in the kernel's buffer is not worth keeping either.
-            Stage::Response => reset(&io.stream),
-        },
+        Ended::Expired(Stage::Head | Stage::Request) => {
+            // Nothing of an answer was sent. If the socket takes no more, so be it.
+            let _best_effort = io.stream.try_write(LAST_WORDS);
+            close(io, true).await;
+        }
+        Ended::Expired(Stage::Fresh | Stage::Idle) => close(io, false).await,
+        // It does not send the rest of what nobody waits for.
+        Ended::Expired(Stage::Response | Stage::Finishing) => close(io, true).await,
+        Ended::Cut(Stage::Response | Stage::Finishing) => reset(&io.stream),
+        Ended::Cut(Stage::Fresh | Stage::Idle | Stage::Head | Stage::Request) => {}
     }
 }
 
@@ -184,15 +210,18 @@ fn reset(stream: &TcpStream) {
 
 enum Ended {
     Http(hyper::Result<()>),
-    Expired,
+    /// The client let us wait for too long, at this stage.
+    Expired(Stage),
+    /// The process ends, at this stage.
+    Cut(Stage),
 }
 
-/// Runs the tunnel, but no longer than a client that reads nothing is waited for.
+/// Runs the tunnel, for as long as the process does.
 async fn run_tunnel(tunnel: Tunnel, mut io: DownstreamIo, read: Bytes) {
     let connection = Rc::clone(&io.connection);
-    connection.watch.enter(Stage::Response, crate::clock::now());
+    connection.watch.enter(Stage::Response, clock::now());
     let expired = poll_fn(|cx| match connection.watch.orders(cx.waker()) {
-        Some(Order::Expire) => Poll::Ready(()),
+        Some(Order::Expire | Order::Cut) => Poll::Ready(()),
         Some(Order::Drain) | None => Poll::Pending,
     });
     tokio::select! {
@@ -201,7 +230,7 @@ async fn run_tunnel(tunnel: Tunnel, mut io: DownstreamIo, read: Bytes) {
                 debug!(%error, "tunnel broke off");
             }
         }
-        () = expired => debug!("tunnel closed: the client reads nothing"),
+        () = expired => debug!("tunnel closed: the process ends"),
     }
 }
 
@@ -282,7 +311,9 @@ impl AsyncWrite for DownstreamIo {
             io.connection.watch.writing(polled.is_pending());
             return polled;
         }
-        Pin::new(&mut io.stream).poll_flush(cx)
+        ready!(Pin::new(&mut io.stream).poll_flush(cx))?;
+        io.connection.flushed();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

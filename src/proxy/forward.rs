@@ -26,6 +26,7 @@ use super::{
     record::Record,
     upgrade::Tunnel,
     uri,
+    watch::Watch,
 };
 use crate::{
     clock,
@@ -146,11 +147,10 @@ impl Exchange<'_> {
         if enabled!(Level::DEBUG) {
             log_head(target, &request, &self.target);
         }
-        let deadline = clock::now() + upstream.client.timeout;
-        let sending = send_once(pool, upstream, request, self.upgrade.is_some());
-        match self.connection.watch.within(deadline, sending).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(NotSent { error, unsent })) => {
+        let watch = &self.connection.watch;
+        match send_once(watch, pool, upstream, request, self.upgrade.is_some()).await {
+            Ok(answer) => Ok(answer),
+            Err(NotSent { error, unsent }) => {
                 // Our own upload makes hyper fail too, when the client breaks it off.
                 let error = match self.connection.has_broken_body() {
                     true => RequestError::Body,
@@ -158,10 +158,6 @@ impl Exchange<'_> {
                 };
                 Err(Unanswered { error, unsent })
             }
-            Err(_elapsed) => Err(Unanswered {
-                error: UpstreamError::new(FailureKind::Timeout).into(),
-                unsent: None,
-            }),
         }
     }
 
@@ -184,6 +180,16 @@ impl Exchange<'_> {
                 headers_json = headers::masked(&head.headers).as_str(),
                 "answered"
             );
+        }
+        if head.headers.contains_key(TRANSFER_ENCODING) && head.headers.contains_key(CONTENT_LENGTH)
+        {
+            // Whoever reads it next may believe the other one (RFC 9112 section 6.3).
+            let error = UpstreamError::caused(
+                FailureKind::Malformed,
+                "it has both a Content-Length and a Transfer-Encoding",
+            );
+            record.failed(target, &error);
+            return Err(error.into());
         }
         let protocol = head.headers.get(UPGRADE).cloned();
         headers::strip_hop_by_hop(&mut head.headers);
@@ -228,13 +234,16 @@ struct NotSent {
 }
 
 /// Sends on a connection from the pool, and on the next one if that turns out to have been closed
-/// before the request left.
+/// before the request left. Connecting has its own timeout, so that a request is still in hand when
+/// that is over; `timeout` bounds both.
 async fn send_once(
+    watch: &Watch,
     pool: &Rc<Pool>,
     upstream: &Upstream,
     mut request: Request<RequestBody>,
     asks_upgrade: bool,
 ) -> Result<Answer, NotSent> {
+    let deadline = clock::now() + upstream.client.timeout;
     loop {
         let mut lease = match pool.lease(upstream).await {
             Ok(lease) => lease,
@@ -247,15 +256,15 @@ async fn send_once(
         };
         let tunnel = asks_upgrade.then(|| lease.upgraded());
         let reused = lease.reused;
-        match lease.send(request).await {
-            Ok(response) => {
+        match watch.within(deadline, lease.send(request)).await {
+            Ok(Ok(response)) => {
                 return Ok(Answer {
                     response,
                     lease,
                     tunnel,
                 });
             }
-            Err(mut failed) => match failed.take_message() {
+            Ok(Err(mut failed)) => match failed.take_message() {
                 Some(unsent) if reused => request = unsent,
                 unsent => {
                     return Err(NotSent {
@@ -264,12 +273,17 @@ async fn send_once(
                     });
                 }
             },
+            Err(_elapsed) => {
+                return Err(NotSent {
+                    error: UpstreamError::new(FailureKind::Timeout),
+                    unsent: None,
+                });
+            }
         }
     }
 }
 
-/// Asks the sidecar: the same sending, without any of the passing on. The response's status and the
-/// response itself, whose body may be of use to nobody.
+/// Asks the sidecar: the same sending, without any of the passing on.
 ///
 /// # Errors
 /// No answer in time.
@@ -280,17 +294,11 @@ pub async fn ask(
     mut request: Request<RequestBody>,
 ) -> Result<(Response<Incoming>, Lease), UpstreamError> {
     frame(&mut request);
-    let deadline = clock::now() + upstream.client.timeout;
-    match connection
-        .watch
-        .within(deadline, send_once(pool, upstream, request, false))
-        .await
-    {
-        Ok(Ok(Answer {
+    match send_once(&connection.watch, pool, upstream, request, false).await {
+        Ok(Answer {
             response, lease, ..
-        })) => Ok((response, lease)),
-        Ok(Err(NotSent { error, .. })) => Err(error),
-        Err(_elapsed) => Err(UpstreamError::new(FailureKind::Timeout)),
+        }) => Ok((response, lease)),
+        Err(NotSent { error, .. }) => Err(error),
     }
 }
 

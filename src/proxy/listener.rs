@@ -17,18 +17,28 @@ use crate::config::Listen;
 /// Connections that may wait in the kernel for us to accept them; the kernel has its own limit too
 /// (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
+/// The kernel takes milliseconds in an `int`.
+const MAX_USER_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
 /// How long to let be after accepting failed for want of descriptors or memory.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// Binds `count` sockets to the same address. Port 0 takes a free one.
 ///
+/// A client that takes nothing of what was sent to it for `write_timeout` loses its connection. That
+/// is the kernel's to find out (`TCP_USER_TIMEOUT`, tcp(7), RFC 5482): it alone sees the progress of
+/// one that reads slowly out of a full socket buffer.
+///
 /// # Errors
 /// The name has no address, or the address cannot be listened on, another listener included.
-pub fn bind(listen: &Listen, count: usize) -> io::Result<Vec<StdListener>> {
+pub fn bind(
+    listen: &Listen,
+    count: usize,
+    write_timeout: Duration,
+) -> io::Result<Vec<StdListener>> {
     let mut address = resolve(listen)?;
     // With SO_REUSEPORT alone a second router would quietly take half of the first one's
     // connections. A socket without it finds out whether somebody is there.
-    let probe = socket(address, false)?;
+    let probe = socket(address, false, write_timeout)?;
     probe.bind(&address.into())?;
     if address.port() == 0
         && let Some(taken) = probe.local_addr()?.as_socket()
@@ -38,7 +48,7 @@ pub fn bind(listen: &Listen, count: usize) -> io::Result<Vec<StdListener>> {
     drop(probe);
     (0..count.max(1))
         .map(|_| {
-            let socket = socket(address, true)?;
+            let socket = socket(address, true, write_timeout)?;
             socket.bind(&address.into())?;
             socket.listen(BACKLOG)?;
             Ok(socket.into())
@@ -58,7 +68,7 @@ fn resolve(listen: &Listen) -> io::Result<SocketAddr> {
         .ok_or_else(|| io::Error::other("the name has no address"))
 }
 
-fn socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+fn socket(address: SocketAddr, shared: bool, write_timeout: Duration) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -69,7 +79,8 @@ fn socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     if shared {
         socket.set_reuse_port(true)?;
     }
-    // Accepted connections inherit both, so they cost no system call of their own.
+    // Accepted connections inherit all of these, so they cost no system call of their own.
+    socket.set_tcp_user_timeout(Some(write_timeout.min(MAX_USER_TIMEOUT)))?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&keepalive())?;
     Ok(socket)
@@ -127,6 +138,8 @@ fn is_about_the_client(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
+    const LIMIT: Duration = Duration::from_secs(15);
+
     fn localhost(port: u16) -> Listen {
         Listen {
             host: "127.0.0.1".into(),
@@ -136,7 +149,7 @@ mod tests {
 
     #[test]
     fn all_sockets_share_one_free_port() {
-        let sockets = bind(&localhost(0), 3).unwrap();
+        let sockets = bind(&localhost(0), 3, LIMIT).unwrap();
         let ports: Vec<u16> = sockets
             .iter()
             .map(|s| s.local_addr().unwrap().port())
@@ -147,10 +160,10 @@ mod tests {
 
     #[test]
     fn a_second_router_on_the_same_port_is_an_error() {
-        let first = bind(&localhost(0), 2).unwrap();
+        let first = bind(&localhost(0), 2, LIMIT).unwrap();
         let port = first[0].local_addr().unwrap().port();
         assert_eq!(
-            bind(&localhost(port), 2).unwrap_err().kind(),
+            bind(&localhost(port), 2, LIMIT).unwrap_err().kind(),
             io::ErrorKind::AddrInUse
         );
     }

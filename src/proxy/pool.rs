@@ -5,8 +5,10 @@
 
 use std::{
     cell::{Cell, RefCell},
-    future::poll_fn,
+    future::{Future, poll_fn},
+    pin::Pin,
     rc::Rc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -30,8 +32,6 @@ use crate::{clock, config::Upstream};
 
 /// The most headers a response may have; hyper's own default of 100 is too few.
 const MAX_HEADERS: usize = 512;
-/// How long a connection may take to become ready again after a response has ended.
-const SETTLE: Duration = Duration::from_secs(1);
 
 /// The idle connections to one upstream.
 pub struct Pool {
@@ -57,6 +57,9 @@ struct Link {
     sender: http1::SendRequest<RequestBody>,
     upgrade: Rc<RefCell<Option<oneshot::Sender<Upgraded>>>>,
     trailers: Rc<Slot>,
+    /// Dropped with the link, it ends the connection's task: hyper by itself would not while it has
+    /// something to send.
+    _alive: oneshot::Sender<()>,
 }
 
 /// A connection that no longer speaks HTTP.
@@ -71,6 +74,8 @@ pub struct Upgraded {
 pub struct Lease {
     link: Link,
     pool: Rc<Pool>,
+    /// How long it may take to become ready again after a response has ended.
+    settle: Duration,
     /// Whether it served a request before: then the upstream may have closed it meanwhile.
     pub reused: bool,
 }
@@ -101,18 +106,15 @@ impl Pool {
     /// # Errors
     /// No connection could be made.
     pub async fn lease(self: &Rc<Self>, upstream: &Upstream) -> Result<Lease, UpstreamError> {
-        if let Some(link) = self.take_idle() {
-            return Ok(Lease {
-                link,
-                pool: Rc::clone(self),
-                reused: true,
-            });
-        }
-        let link = open(upstream, &self.tls).await?;
+        let (link, reused) = match self.take_idle() {
+            Some(link) => (link, true),
+            None => (open(upstream, &self.tls).await?, false),
+        };
         Ok(Lease {
             link,
             pool: Rc::clone(self),
-            reused: false,
+            settle: upstream.client.timeout,
+            reused,
         })
     }
 
@@ -134,7 +136,7 @@ impl Pool {
         while let Some(Idle { link, since }) = idle.pop() {
             self.room.used.set(self.room.used.get() - 1);
             let fresh = now.saturating_duration_since(since) < self.idle_timeout;
-            if fresh && link.sender.is_ready() {
+            if fresh && link.is_ready() {
                 return Some(link);
             }
         }
@@ -173,22 +175,32 @@ impl Lease {
         receiver
     }
 
-    /// Gives the connection back after its response has ended. Where it is of no more use (the
-    /// upstream closes it, or the request is still being sent), it is closed instead.
+    /// Gives the connection back after its response has ended. Where it is of no more use, because
+    /// the upstream closes it, it is closed; where the request is still being sent, that may go on
+    /// for another `timeout`.
     pub fn give_back(self) {
-        let Lease { mut link, pool, .. } = self;
-        if !link.trailers.is_empty() {
-            // The response ended before the request did.
-        } else if link.sender.is_ready() {
+        let Lease {
+            mut link,
+            pool,
+            settle,
+            ..
+        } = self;
+        if link.is_ready() {
             pool.keep(link);
         } else if !link.sender.is_closed() {
-            // hyper's task has not run since the last byte was read. It will.
             spawn_local(async move {
-                if let Ok(Ok(())) = tokio::time::timeout(SETTLE, link.sender.ready()).await {
+                let settled = tokio::time::timeout(settle, link.sender.ready()).await;
+                if matches!(settled, Ok(Ok(()))) && link.is_ready() {
                     pool.keep(link);
                 }
             });
         }
+    }
+}
+
+impl Link {
+    fn is_ready(&self) -> bool {
+        self.trailers.is_empty() && self.sender.is_ready()
     }
 }
 
@@ -206,11 +218,20 @@ async fn open(upstream: &Upstream, tls: &Tls) -> Result<Link, UpstreamError> {
         .map_err(classify)?;
     let upgrade = Rc::new(RefCell::new(None::<oneshot::Sender<Upgraded>>));
     let wanted = Rc::clone(&upgrade);
+    let (alive, mut dropped) = oneshot::channel::<()>();
     spawn_local(async move {
-        let ended = poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
-        if let Err(error) = ended {
-            debug!(error = %Chain(&error), "upstream connection ended");
-            return;
+        let ended = poll_fn(|cx| match connection.poll_without_shutdown(cx) {
+            Poll::Ready(ended) => Poll::Ready(Some(ended)),
+            Poll::Pending => Pin::new(&mut dropped).poll(cx).map(|_| None),
+        })
+        .await;
+        match ended {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                debug!(error = %Chain(&error), "upstream connection ended");
+                return;
+            }
+            None => return,
         }
         let parts = connection.into_parts();
         let mut io = parts.io.into_inner().io.io;
@@ -229,5 +250,6 @@ async fn open(upstream: &Upstream, tls: &Tls) -> Result<Link, UpstreamError> {
         sender,
         upgrade,
         trailers,
+        _alive: alive,
     })
 }

@@ -27,6 +27,9 @@ pub enum Stage {
     Request,
     /// A response has begun.
     Response,
+    /// The response was handed over, but some of it is still to be written, or some of the request
+    /// still to be read.
+    Finishing,
 }
 
 /// What the connection's task is told to do.
@@ -36,6 +39,8 @@ pub enum Order {
     Drain,
     /// The client let us wait for too long: close.
     Expire,
+    /// The process ends: close whatever is going on.
+    Cut,
 }
 
 /// The limits on waiting for a client.
@@ -43,8 +48,6 @@ pub enum Order {
 pub struct Patience {
     /// For a request head to arrive, and for a request body to make progress.
     pub read: Duration,
-    /// For some of a response to be taken.
-    pub write: Duration,
     /// For the next request.
     pub idle: Duration,
 }
@@ -57,9 +60,10 @@ const DRAIN_GRACE: Duration = Duration::from_millis(100);
 pub struct Watch {
     stage: Cell<Stage>,
     since: Cell<Instant>,
-    write_blocked: Cell<Option<Instant>>,
+    write_blocked: Cell<bool>,
     body_blocked: Cell<Option<Instant>>,
     deadline: Cell<Option<Instant>>,
+    deadline_paused: Cell<bool>,
     deadline_passed: Cell<bool>,
     order: Cell<Option<Order>>,
     drain_ordered: Cell<bool>,
@@ -76,9 +80,10 @@ impl Watch {
         Watch {
             stage: Cell::new(Stage::Fresh),
             since: Cell::new(clock::now()),
-            write_blocked: Cell::new(None),
+            write_blocked: Cell::new(false),
             body_blocked: Cell::new(None),
             deadline: Cell::new(None),
+            deadline_paused: Cell::new(false),
             deadline_passed: Cell::new(false),
             order: Cell::new(None),
             drain_ordered: Cell::new(false),
@@ -95,7 +100,6 @@ impl Watch {
     pub fn enter(&self, stage: Stage, now: Instant) {
         self.stage.set(stage);
         self.since.set(now);
-        self.body_blocked.set(None);
     }
 
     /// Bytes of a request came in.
@@ -105,9 +109,10 @@ impl Watch {
         }
     }
 
-    /// The client took some bytes, or (`blocked`) does not take any.
+    /// The client took some bytes, or (`blocked`) there is no room for more. How long that may last is
+    /// the kernel's to say ([`super::listener::bind`]): only it sees a slow reader's progress.
     pub fn writing(&self, blocked: bool) {
-        note(&self.write_blocked, blocked);
+        self.write_blocked.set(blocked);
     }
 
     /// The client sent some of a request body, or (`blocked`) we wait for it.
@@ -115,12 +120,25 @@ impl Watch {
         note(&self.body_blocked, blocked);
     }
 
-    /// Moves the deadline of the [`within`](Watch::within) in progress, if there is one. The upload
-    /// of a request body makes progress: the wait for the response starts again.
-    pub fn extend(&self, by: Duration) {
-        if self.deadline.get().is_some() {
-            self.deadline.set(Some(clock::now() + by));
+    /// A request body on its way to an upstream moved on, and its response has `timeout` from here
+    /// on; or (`blocked`) the client has nothing for us, and no upstream can be blamed for waiting.
+    pub fn uploading(&self, blocked: bool, timeout: Duration) {
+        self.reading_body(blocked);
+        self.deadline_paused.set(blocked);
+        if !blocked && self.deadline.get().is_some() {
+            self.deadline.set(Some(clock::now() + timeout));
         }
+    }
+
+    /// The request body is over, one way or another.
+    pub fn upload_over(&self) {
+        self.reading_body(false);
+        self.deadline_paused.set(false);
+    }
+
+    /// Whether something is still to be written.
+    pub fn is_write_blocked(&self) -> bool {
+        self.write_blocked.get()
     }
 
     /// Awaits `future` until `deadline`; a future that is ready wins. One at a time per connection.
@@ -134,6 +152,7 @@ impl Watch {
     ) -> Result<F::Output, Elapsed> {
         let mut future = pin!(future);
         self.deadline_passed.set(false);
+        self.deadline_paused.set(false);
         self.deadline.set(Some(deadline));
         let _clear = ClearOnDrop(&self.deadline);
         poll_fn(|cx| {
@@ -157,6 +176,14 @@ impl Watch {
         self.order.take()
     }
 
+    /// Has the connection's task end, whatever is going on.
+    pub fn cut(&self) {
+        self.order.set(Some(Order::Cut));
+        if let Some(waker) = self.waker.borrow().as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+
     /// The connection's task, once it has run.
     pub fn waker(&self) -> Option<Waker> {
         self.waker.borrow().clone()
@@ -168,26 +195,26 @@ impl Watch {
         let late = |since: Instant, limit: Duration| now.saturating_duration_since(since) >= limit;
         let since = self.since.get();
         let stage = self.stage.get();
+        let stalled = || {
+            let blocked = self.body_blocked.get();
+            blocked.is_some_and(|blocked| late(blocked.max(since), patience.read))
+        };
         let expired = match stage {
             Stage::Fresh | Stage::Head => late(since, patience.read),
             Stage::Idle => late(since, patience.idle),
+            Stage::Request => stalled(),
             // A body that is late once the response has begun keeps nobody waiting.
-            Stage::Request => self
-                .body_blocked
-                .get()
-                .is_some_and(|since| late(since, patience.read)),
             Stage::Response => false,
-        } || self
-            .write_blocked
-            .get()
-            .is_some_and(|since| late(since, patience.write));
+            Stage::Finishing => !self.write_blocked.get() && stalled(),
+        };
 
         let drained = draining.is_some_and(|started| match stage {
-            Stage::Request | Stage::Response => true,
+            Stage::Request | Stage::Response | Stage::Finishing => true,
             Stage::Fresh | Stage::Idle => late(started, DRAIN_GRACE),
             Stage::Head => false,
         });
-        let overdue = self.deadline.get().is_some_and(|deadline| deadline <= now);
+        let overdue = !self.deadline_paused.get()
+            && self.deadline.get().is_some_and(|deadline| deadline <= now);
         if overdue {
             self.deadline_passed.set(true);
         }
@@ -233,7 +260,6 @@ mod tests {
 
     const PATIENCE: Patience = Patience {
         read: Duration::from_secs(5),
-        write: Duration::from_secs(15),
         idle: Duration::from_secs(120),
     };
 
@@ -276,16 +302,35 @@ mod tests {
         assert_eq!(after(&watch, 6, None), None);
     }
 
-    #[test]
-    fn a_client_that_reads_nothing_expires_at_any_stage() {
+    #[tokio::test]
+    async fn while_the_client_pauses_its_upload_no_upstream_is_late() {
         let watch = Watch::new();
-        watch.enter(Stage::Response, clock::now());
+        let second = Duration::from_secs(1);
+        let waiting = watch.within(clock::now() + second, std::future::pending::<()>());
+        let mut waiting = pin!(waiting);
+        let late = |watch: &Watch| {
+            watch.check(clock::now() + 2 * second, &PATIENCE, None);
+        };
+        let mut cx = std::task::Context::from_waker(Waker::noop());
+        assert!(waiting.as_mut().poll(&mut cx).is_pending());
+        watch.uploading(true, second);
+        late(&watch);
+        assert!(waiting.as_mut().poll(&mut cx).is_pending());
+        watch.uploading(false, second);
+        late(&watch);
+        assert_eq!(waiting.as_mut().poll(&mut cx), Poll::Ready(Err(Elapsed)));
+    }
+
+    #[test]
+    fn what_is_left_of_an_upload_expires_when_the_response_is_written() {
+        let watch = Watch::new();
+        watch.enter(Stage::Finishing, clock::now());
+        watch.reading_body(true);
         watch.writing(true);
-        watch.writing(true);
-        assert_eq!(after(&watch, 14, None), None);
-        assert_eq!(after(&watch, 16, None), Some(Order::Expire));
+        assert_eq!(after(&watch, 6, None), None);
         watch.writing(false);
-        assert_eq!(after(&watch, 16, None), None);
+        assert_eq!(after(&watch, 4, None), None);
+        assert_eq!(after(&watch, 6, None), Some(Order::Expire));
     }
 
     #[test]

@@ -37,6 +37,9 @@ use crate::{
 /// How often idle upstream connections are looked through.
 const EVICTION: Duration = Duration::from_secs(1);
 
+/// How long connections that are cut may take to notice.
+const LAST_MOMENT: Duration = Duration::from_millis(100);
+
 /// What all tasks of a worker share.
 pub struct Worker {
     /// What the control plane decided.
@@ -184,9 +187,22 @@ impl Worker {
             }
         };
         tokio::select! {
-            () = emptied => 0,
-            () = sleep_until((now + timeout).into()) => self.connections.borrow().len(),
+            () = emptied => return 0,
+            () = sleep_until((now + timeout).into()) => {}
         }
+        let cut = self.connections.borrow().len();
+        for (_, connection) in self.connections.borrow().iter() {
+            connection.watch.cut();
+        }
+        // Their tasks say so to the clients: without a reset, a response that ends with the
+        // connection would look complete.
+        let emptied = async {
+            while !self.connections.borrow().is_empty() {
+                self.emptied.notified().await;
+            }
+        };
+        let _in_vain = tokio::time::timeout(LAST_MOMENT, emptied).await;
+        cut
     }
 }
 
@@ -233,7 +249,6 @@ async fn work(setup: Setup) -> io::Result<()> {
 
     let patience = Patience {
         read: config.server.read_timeout,
-        write: config.server.write_timeout,
         idle: config.server.idle_timeout,
     };
     spawn_local(Rc::clone(&worker).check_deadlines(patience, tick(config)));
@@ -261,20 +276,16 @@ async fn work(setup: Setup) -> io::Result<()> {
 /// shortest one, within bounds that keep it cheap.
 fn tick(config: &Config) -> Duration {
     let server = &config.server;
-    let shortest = [
-        server.read_timeout,
-        server.write_timeout,
-        server.idle_timeout,
-    ]
-    .into_iter()
-    .chain([config.main.client.timeout])
-    .chain(
-        config
-            .sidecar
-            .as_ref()
-            .map(|sidecar| sidecar.upstream.client.timeout),
-    )
-    .min()
-    .unwrap_or_default();
+    let shortest = [server.read_timeout, server.idle_timeout]
+        .into_iter()
+        .chain([config.main.client.timeout])
+        .chain(
+            config
+                .sidecar
+                .as_ref()
+                .map(|sidecar| sidecar.upstream.client.timeout),
+        )
+        .min()
+        .unwrap_or_default();
     (shortest / 20).clamp(Duration::from_millis(5), Duration::from_millis(100))
 }
