@@ -284,10 +284,10 @@ fn server(raw: &Raw, problems: &mut Problems) -> Option<Server> {
         );
     }
     let max_header_bytes = server.max_header_bytes.map_or(0, |Size(bytes)| bytes);
-    if !(1 << 10..=1 << 20).contains(&max_header_bytes) {
+    if !(1 << 10..=256 << 10).contains(&max_header_bytes) {
         problems.add(
             "/router-server/max-header-bytes",
-            format!("{max_header_bytes} is out of range: use \"1KiB\" to \"1MiB\""),
+            format!("{max_header_bytes} is out of range: use \"1KiB\" to \"256KiB\""),
         );
     }
     Some(Server {

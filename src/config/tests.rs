@@ -344,7 +344,7 @@ fn every_value_that_cannot_work_is_refused_where_it_stands() {
         (
             json!({"router-server": {"max-header-bytes": "2GiB"}}),
             "/router-server/max-header-bytes",
-            "1MiB",
+            "256KiB",
         ),
         (
             json!({"proxy-client": {"to-sidecar": {"timeout": 1, "connect-timeout": 3}}}),

@@ -2,10 +2,12 @@
 
 use std::{
     io,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
+    rc::Rc,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustls::{
@@ -18,12 +20,14 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, lookup_host},
+    sync::Mutex,
     time::timeout,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::error::{UpstreamError, classify_connect};
 use crate::{
+    clock,
     config::{Config, Upstream},
     policy::FailureKind,
 };
@@ -31,6 +35,12 @@ use crate::{
 /// A dead peer that never says goodbye (power loss, a firewall that forgot) is noticed by the kernel
 /// after about this long of silence and a few probes; it has no effect on slow but live peers.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// An upstream that takes nothing of what was sent to it for this long is given up by the kernel
+/// (`TCP_USER_TIMEOUT`, tcp(7)). While a response is awaited `timeout` comes first; this is for tunnels.
+const UNREAD: Duration = Duration::from_secs(60);
+/// How long the addresses of a name are used again.
+const RESOLVED: Duration = Duration::from_secs(1);
 
 /// How TLS is spoken to the upstreams of one kind. Cheap to clone.
 #[derive(Clone)]
@@ -112,19 +122,33 @@ fn system_roots() -> Result<RootCertStore, TlsError> {
 ///
 /// # Errors
 /// The kind says at which of these it failed; nothing of a request was sent.
-pub async fn connect(upstream: &Upstream, tls: &Tls) -> Result<UpstreamIo, UpstreamError> {
-    match timeout(upstream.client.connect_timeout, establish(upstream, tls)).await {
+pub async fn connect(
+    upstream: &Upstream,
+    tls: &Tls,
+    resolver: &Resolver,
+) -> Result<UpstreamIo, UpstreamError> {
+    match timeout(
+        upstream.client.connect_timeout,
+        establish(upstream, tls, resolver),
+    )
+    .await
+    {
         Ok(connected) => connected,
         Err(_elapsed) => Err(UpstreamError::new(FailureKind::ConnectTimeout)),
     }
 }
 
-async fn establish(upstream: &Upstream, tls: &Tls) -> Result<UpstreamIo, UpstreamError> {
-    let addresses = lookup_host((upstream.host.as_str(), upstream.port))
+async fn establish(
+    upstream: &Upstream,
+    tls: &Tls,
+    resolver: &Resolver,
+) -> Result<UpstreamIo, UpstreamError> {
+    let addresses = resolver
+        .resolve(upstream)
         .await
         .map_err(|error| UpstreamError::caused(FailureKind::Unresolved, error))?;
     let mut last = None;
-    for address in addresses {
+    for address in addresses.iter() {
         match TcpStream::connect(address).await {
             Ok(stream) => return finish(stream, upstream, tls).await,
             Err(error) => last = Some(error),
@@ -136,14 +160,41 @@ async fn establish(upstream: &Upstream, tls: &Tls) -> Result<UpstreamIo, Upstrea
     })
 }
 
+/// Finds the addresses of one upstream's name, one question at a time: the system's resolver takes a
+/// thread for as long as it takes, so a name server that hangs must not be asked by every request.
+#[derive(Default)]
+pub struct Resolver(Mutex<Option<(Instant, Rc<[SocketAddr]>)>>);
+
+impl Resolver {
+    async fn resolve(&self, upstream: &Upstream) -> io::Result<Rc<[SocketAddr]>> {
+        if let Ok(address) = upstream.host.parse::<IpAddr>() {
+            return Ok(Rc::new([SocketAddr::new(address, upstream.port)]));
+        }
+        let mut known = self.0.lock().await;
+        if let Some((when, addresses)) = &*known
+            && clock::now().saturating_duration_since(*when) < RESOLVED
+        {
+            return Ok(Rc::clone(addresses));
+        }
+        let found = lookup_host((upstream.host.as_str(), upstream.port)).await?;
+        let addresses: Rc<[SocketAddr]> = found.collect();
+        *known = Some((clock::now(), Rc::clone(&addresses)));
+        Ok(addresses)
+    }
+}
+
 async fn finish(
     stream: TcpStream,
     upstream: &Upstream,
     tls: &Tls,
 ) -> Result<UpstreamIo, UpstreamError> {
     stream.set_nodelay(true).map_err(classify_connect)?;
-    SockRef::from(&stream)
+    let socket = SockRef::from(&stream);
+    socket
         .set_tcp_keepalive(&keepalive())
+        .map_err(classify_connect)?;
+    socket
+        .set_tcp_user_timeout(Some(UNREAD))
         .map_err(classify_connect)?;
     if !upstream.tls {
         return Ok(UpstreamIo::Plain(stream));

@@ -154,6 +154,7 @@ pub async fn serve(stream: TcpStream, connection: Rc<Connection>) {
     let io = DownstreamIo {
         stream,
         connection: Rc::clone(&connection),
+        was_blocked: false,
     };
     let io = Trailing::new(io, Rc::clone(&connection.trailers));
     let service = service_fn(|request| service::handle(request, Rc::clone(&connection)));
@@ -167,6 +168,7 @@ pub async fn serve(stream: TcpStream, connection: Rc<Connection>) {
             Some(Order::Drain) => Pin::new(&mut http).graceful_shutdown(),
             Some(Order::Expire) => return Poll::Ready(Ended::Expired(connection.watch.stage())),
             Some(Order::Cut) => return Poll::Ready(Ended::Cut(connection.watch.stage())),
+            Some(Order::Leave) => return Poll::Ready(Ended::Left),
             None => {}
         }
         Pin::new(&mut http).poll(cx).map(Ended::Http)
@@ -198,6 +200,7 @@ pub async fn serve(stream: TcpStream, connection: Rc<Connection>) {
         Ended::Expired(Stage::Fresh | Stage::Idle) => close(io, false).await,
         // It does not send the rest of what nobody waits for.
         Ended::Expired(Stage::Response | Stage::Finishing) => close(io, true).await,
+        Ended::Left => debug!("the client has left"),
         Ended::Cut(Stage::Response | Stage::Finishing) => reset(&io.stream),
         Ended::Cut(Stage::Fresh | Stage::Idle | Stage::Head | Stage::Request) => {}
     }
@@ -212,6 +215,8 @@ enum Ended {
     Http(hyper::Result<()>),
     /// The client let us wait for too long, at this stage.
     Expired(Stage),
+    /// The client has left in the middle of an exchange.
+    Left,
     /// The process ends, at this stage.
     Cut(Stage),
 }
@@ -222,7 +227,7 @@ async fn run_tunnel(tunnel: Tunnel, mut io: DownstreamIo, read: Bytes) {
     connection.watch.enter(Stage::Response, clock::now());
     let expired = poll_fn(|cx| match connection.watch.orders(cx.waker()) {
         Some(Order::Expire | Order::Cut) => Poll::Ready(()),
-        Some(Order::Drain) | None => Poll::Pending,
+        Some(Order::Drain | Order::Leave) | None => Poll::Pending,
     });
     tokio::select! {
         ended = tunnel.run(&mut io, read) => {
@@ -257,6 +262,24 @@ async fn linger(stream: &mut TcpStream) {
 struct DownstreamIo {
     stream: TcpStream,
     connection: Rc<Connection>,
+    /// Whether there was no room for what hyper had to write since it last had written all.
+    was_blocked: bool,
+}
+
+impl DownstreamIo {
+    /// Whether the client has closed its end, as far as can be seen without reading what it sent.
+    fn has_ended(&self, cx: &mut Context<'_>) -> bool {
+        let mut byte = [0];
+        match self.stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)) {
+            Poll::Ready(peeked) => matches!(peeked, Ok(0) | Err(_)),
+            Poll::Pending => false,
+        }
+    }
+
+    fn note_written(&mut self, blocked: bool) {
+        self.connection.watch.writing(blocked);
+        self.was_blocked |= blocked;
+    }
 }
 
 impl AsyncRead for DownstreamIo {
@@ -283,7 +306,7 @@ impl AsyncWrite for DownstreamIo {
     ) -> Poll<io::Result<usize>> {
         let io = self.get_mut();
         let polled = Pin::new(&mut io.stream).poll_write(cx, buf);
-        io.connection.watch.writing(polled.is_pending());
+        io.note_written(polled.is_pending());
         polled
     }
 
@@ -294,7 +317,7 @@ impl AsyncWrite for DownstreamIo {
     ) -> Poll<io::Result<usize>> {
         let io = self.get_mut();
         let polled = Pin::new(&mut io.stream).poll_write_vectored(cx, bufs);
-        io.connection.watch.writing(polled.is_pending());
+        io.note_written(polled.is_pending());
         polled
     }
 
@@ -306,13 +329,21 @@ impl AsyncWrite for DownstreamIo {
     /// which something of ours can be written between them.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let io = self.get_mut();
+        if io.connection.watch.should_look() && io.has_ended(cx) {
+            io.connection.watch.left();
+        }
         if io.connection.informational.is_waiting() {
             let polled = io.connection.informational.poll_write(&mut io.stream, cx);
-            io.connection.watch.writing(polled.is_pending());
+            io.note_written(polled.is_pending());
             return polled;
         }
         ready!(Pin::new(&mut io.stream).poll_flush(cx))?;
         io.connection.flushed();
+        if std::mem::take(&mut io.was_blocked) {
+            // hyper may have read a request while it could not write, and would not look at it again
+            // before the client sends more.
+            cx.waker().wake_by_ref();
+        }
         Poll::Ready(Ok(()))
     }
 

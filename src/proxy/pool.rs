@@ -24,7 +24,7 @@ use tracing::debug;
 
 use super::{
     body::RequestBody,
-    connect::{ReadFirst, Tls, UpstreamIo, connect},
+    connect::{ReadFirst, Resolver, Tls, UpstreamIo, connect},
     error::{Chain, UpstreamError, classify},
     trailers::{Slot, Trailing},
 };
@@ -36,6 +36,7 @@ const MAX_HEADERS: usize = 512;
 /// The idle connections to one upstream.
 pub struct Pool {
     tls: Tls,
+    resolver: Resolver,
     idle: RefCell<Vec<Idle>>,
     room: Rc<Room>,
     idle_timeout: Duration,
@@ -95,6 +96,7 @@ impl Pool {
     pub fn new(tls: Tls, room: Rc<Room>, idle_timeout: Duration) -> Rc<Pool> {
         Rc::new(Pool {
             tls,
+            resolver: Resolver::default(),
             idle: RefCell::new(Vec::new()),
             room,
             idle_timeout,
@@ -108,7 +110,7 @@ impl Pool {
     pub async fn lease(self: &Rc<Self>, upstream: &Upstream) -> Result<Lease, UpstreamError> {
         let (link, reused) = match self.take_idle() {
             Some(link) => (link, true),
-            None => (open(upstream, &self.tls).await?, false),
+            None => (open(upstream, &self.tls, &self.resolver).await?, false),
         };
         Ok(Lease {
             link,
@@ -205,8 +207,8 @@ impl Link {
 }
 
 /// Opens a connection, and starts the task that drives it for as long as its sender lives.
-async fn open(upstream: &Upstream, tls: &Tls) -> Result<Link, UpstreamError> {
-    let io = connect(upstream, tls).await?;
+async fn open(upstream: &Upstream, tls: &Tls, resolver: &Resolver) -> Result<Link, UpstreamError> {
+    let io = connect(upstream, tls, resolver).await?;
     let trailers = Slot::new();
     let (sender, mut connection) = http1::Builder::new()
         .max_headers(MAX_HEADERS)

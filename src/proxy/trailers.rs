@@ -158,14 +158,23 @@ impl<T: AsyncWrite + Unpin> Trailing<T> {
             self.rest.put_slice(self.held);
             self.held = &[];
         }
+        self.poll_rest(cx)
+    }
+
+    /// Finishes a [`poll_put_in`](Trailing::poll_put_in) that has begun. Nothing may come between:
+    /// hyper has a `100 Continue` of its own to send as soon as the next request asks for it.
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let began = self.rest.has_remaining();
         while self.rest.has_remaining() {
             let written = ready!(Pin::new(&mut self.io).poll_write(cx, &self.rest))?;
             self.rest.advance(nonzero(written)?);
         }
-        self.slot.filled.set(false);
-        if self.slot.awaited.take() {
-            // Whoever waits in `emptied` was polled before this.
-            cx.waker().wake_by_ref();
+        if began {
+            self.slot.filled.set(false);
+            if self.slot.awaited.take() {
+                // Whoever waits in `emptied` was polled before this.
+                cx.waker().wake_by_ref();
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -195,6 +204,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Trailing<T> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        ready!(this.poll_rest(cx))?;
         match this.slot.is_empty() {
             true => Pin::new(&mut this.io).poll_write(cx, buf),
             false => this.poll_write_held(cx, buf),
@@ -207,6 +217,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Trailing<T> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        ready!(this.poll_rest(cx))?;
         if this.slot.is_empty() {
             return Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
         }
@@ -312,6 +323,37 @@ mod tests {
             let expected = format!("first\r\n\r\n{body}\r\n0\r\nx-sum: 1\r\n\r\nnext\r\n\r\n");
             prop_assert_eq!(String::from_utf8(io.io.taken).unwrap(), expected);
         }
+    }
+
+    /// The story: the socket filled up inside the trailers, the client finished its request body and
+    /// asked for a 100 Continue, and got it in the middle of a trailer.
+    #[test]
+    fn nothing_comes_between_trailers_that_are_half_written() {
+        let slot = Slot::new();
+        let socket = Grudging {
+            taken: Vec::new(),
+            pieces: vec![3, 2, 5],
+            refuse: false,
+        };
+        let mut io = Trailing::new(socket, Rc::clone(&slot));
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-sum", HeaderValue::from_static("1"));
+        slot.fill(&trailers);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let end = b"0\r\n\r\n";
+        let mut left = &end[..];
+        while !left.is_empty() {
+            let written = until_ready(|| Pin::new(&mut io).poll_write(&mut cx, left)).unwrap();
+            left = &left[written..];
+        }
+        let flushing = (0..3).map(|_| Pin::new(&mut io).poll_flush(&mut cx).is_pending());
+        assert!(
+            flushing.collect::<Vec<_>>().contains(&true),
+            "the socket took it all at once"
+        );
+        write_all(&mut io, b"HTTP/1.1 100 Continue\r\n\r\n");
+        let expected = "0\r\nx-sum: 1\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n";
+        assert_eq!(String::from_utf8(io.io.taken).unwrap(), expected);
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub enum Order {
     Expire,
     /// The process ends: close whatever is going on.
     Cut,
+    /// The client has left: nothing that is going on is of use to anybody.
+    Leave,
 }
 
 /// The limits on waiting for a client.
@@ -55,6 +57,10 @@ pub struct Patience {
 /// How long a drain leaves a connection open on which a request may be on its way to us.
 const DRAIN_GRACE: Duration = Duration::from_millis(100);
 
+/// How often it is looked whether a client that waits is still there. hyper notices by itself, unless
+/// the client had sent more than the request.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// The notes of one connection.
 #[derive(Debug)]
 pub struct Watch {
@@ -65,6 +71,8 @@ pub struct Watch {
     deadline: Cell<Option<Instant>>,
     deadline_paused: Cell<bool>,
     deadline_passed: Cell<bool>,
+    look: Cell<bool>,
+    looked: Cell<Instant>,
     order: Cell<Option<Order>>,
     drain_ordered: Cell<bool>,
     waker: RefCell<Option<Waker>>,
@@ -85,6 +93,8 @@ impl Watch {
             deadline: Cell::new(None),
             deadline_paused: Cell::new(false),
             deadline_passed: Cell::new(false),
+            look: Cell::new(false),
+            looked: Cell::new(clock::now()),
             order: Cell::new(None),
             drain_ordered: Cell::new(false),
             waker: RefCell::new(None),
@@ -167,6 +177,19 @@ impl Watch {
         .await
     }
 
+    /// Whether to look for the client now; then [`left`](Watch::left) if it is not there.
+    pub fn should_look(&self) -> bool {
+        self.look.take()
+    }
+
+    /// The client has closed its end.
+    pub fn left(&self) {
+        self.order.set(Some(Order::Leave));
+        if let Some(waker) = self.waker.borrow().as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+
     /// Called by the connection's task whenever it runs.
     pub fn orders(&self, waker: &Waker) -> Option<Order> {
         let mut slot = self.waker.borrow_mut();
@@ -222,6 +245,11 @@ impl Watch {
             self.order.set(Some(Order::Expire));
         } else if drained && !self.drain_ordered.replace(true) {
             self.order.set(Some(Order::Drain));
+        } else if matches!(stage, Stage::Request | Stage::Response)
+            && late(self.looked.get().max(since), LOOK)
+        {
+            self.looked.set(now);
+            self.look.set(true);
         } else if !overdue {
             return;
         }

@@ -231,8 +231,12 @@ pub fn run(setup: Setup) -> io::Result<()> {
         .enable_all()
         .build()?;
     let tasks = LocalSet::new();
-    tasks.block_on(&runtime, work(setup))
+    let ended = tasks.block_on(&runtime, work(setup));
     // What had to be cut is dropped here, and its sockets closed with it.
+    drop(tasks);
+    // A question to a name server that hangs is not waited for.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn work(setup: Setup) -> io::Result<()> {
