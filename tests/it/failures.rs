@@ -143,3 +143,19 @@ async fn a_response_that_begins_before_the_request_ends_leaves_both_whole() {
         .await;
     assert_eq!(client.response("GET").await.unwrap().status, 200);
 }
+
+/// Whichever of the two is believed, somebody behind us may believe the other one (RFC 9112 section
+/// 6.3). The length used to win, and half of the content looked whole.
+#[tokio::test]
+async fn a_response_with_two_ways_to_find_its_end_is_502() {
+    let upstream = Upstream::start(|_| {
+        vec![Step::Write(
+            b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n\
+              a\r\n0123456789\r\n0\r\n\r\n"
+                .to_vec(),
+        )]
+    })
+    .await;
+    let router = router_to(&upstream.url());
+    assert_eq!(get(router.address, "/", "").await.status, 502);
+}

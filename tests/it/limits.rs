@@ -636,3 +636,91 @@ async fn a_request_token_is_not_given_back_for_a_canary_that_refuses() {
         .counts(&reason("Canary request limit reached", "main"), 1.0)
         .await;
 }
+
+/// Forced to the canary by hand, with an upload that is still open when the canary's 200 begins.
+async fn uploading_to_the_canary(config: serde_json::Value) -> (Router, Client, Client) {
+    let canary = ByHand::start().await;
+    let router = router_with(&canary.url(), with(error_limit(5), config));
+    let mut client = Client::connect(router.address).await;
+    client
+        .send("POST / HTTP/1.1\r\nhost: h\r\nx-canary: true\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        .await;
+    let mut upstream = canary.accept().await;
+    upstream.head().await;
+    upstream.expect("5\r\nhello\r\n").await;
+    (router, client, upstream)
+}
+
+fn with(mut file: serde_json::Value, more: serde_json::Value) -> serde_json::Value {
+    merge(&mut file, more);
+    file
+}
+
+/// The client's break made hyper break the exchange off, and that was taken for the canary's failure.
+#[tokio::test]
+async fn a_client_that_breaks_its_upload_off_behind_a_200_costs_the_canary_nothing() {
+    for malformed in [true, false] {
+        let (router, mut client, mut upstream) = uploading_to_the_canary(json!({})).await;
+        upstream
+            .send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhal")
+            .await;
+        client.head().await;
+        match malformed {
+            true => client.send("no chunk size\r\n").await,
+            false => client.reset(),
+        }
+        // The canary's connection ends, and with it the request.
+        upstream.rest().await;
+        router
+            .counts(
+                "canary_router_request_count{reason=\"Routed via X-Canary header value: true\",target=\"canary\"}",
+                1.0,
+            )
+            .await;
+        let metrics = router.metrics().await;
+        assert_eq!(metrics.value(ERRORS_LEFT), 5.0, "malformed: {malformed}");
+        assert_eq!(
+            metrics.value(
+                "canary_router_upstream_failures_total{kind=\"body_cut\",target=\"canary\"}"
+            ),
+            0.0
+        );
+    }
+}
+
+/// The wait for the response ran on while there was nothing to respond to yet.
+#[tokio::test]
+async fn while_a_client_pauses_its_upload_the_canary_is_not_late() {
+    let (router, mut client, mut upstream) = uploading_to_the_canary(json!({
+        "router-server": {"read-timeout": "10s"},
+        "proxy-client": {"to-main-and-canary": {"timeout": "150ms"}}
+    }))
+    .await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    client.send("0\r\n\r\n").await;
+    upstream.expect("0\r\n\r\n").await;
+    upstream
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        .await;
+    assert_eq!(client.response("POST").await.unwrap().status, 200);
+    assert_eq!(router.metrics().await.value(ERRORS_LEFT), 5.0);
+}
+
+/// hyper reads no further while something unread lies behind a request, so it saw no end either, and
+/// the reservation was held for as long as the canary kept quiet.
+#[tokio::test]
+async fn a_client_that_leaves_is_noticed_although_it_sent_more_than_its_request() {
+    let trio = against(
+        |_| vec![Step::Hang],
+        with(
+            error_limit(1),
+            json!({"proxy-client": {"to-main-and-canary": {"timeout": "1h"}}}),
+        ),
+    )
+    .await;
+    let client = in_flight(&trio, "GET / HTTP/1.1\r\nhost: h\r\n\r\n\r\n").await;
+    trio.router.counts(ERRORS_LEFT, 0.0).await;
+    drop(client);
+    trio.router.counts(ERRORS_LEFT, 1.0).await;
+    eventually(|| trio.canary.connections().1 == 0).await;
+}

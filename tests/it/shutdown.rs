@@ -402,3 +402,25 @@ async fn of_pipelined_requests_the_one_in_flight_is_the_last() {
     assert_eq!(main.count(), 1, "the other one can be sent again elsewhere");
     router.ended().await.unwrap();
 }
+
+/// A response that ends with its connection looked complete when the process ended.
+#[tokio::test]
+async fn a_response_without_a_length_that_is_cut_at_shutdown_timeout_is_reset() {
+    let upstream = ByHand::start().await;
+    let mut router = router_with(
+        &upstream.url(),
+        json!({"router-server": {"shutdown-timeout": "200ms"}}),
+    );
+    let mut client = Client::connect(router.address).await;
+    client.send("GET / HTTP/1.0\r\nhost: h\r\n\r\n").await;
+    let mut main = upstream.accept().await;
+    main.head().await;
+    main.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n")
+        .await;
+    client.head().await;
+    client.expect("ok").await;
+    router.drain();
+    router.ended().await.unwrap();
+    let end = tokio::io::AsyncReadExt::read(&mut client.0, &mut [0; 8]).await;
+    assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}

@@ -484,3 +484,52 @@ async fn max_idle_conns_bounds_the_idle_connections_and_not_the_busy_ones() {
         assert!(closed.is_err(), "{closed:?}");
     }
 }
+
+/// The connection was taken for idle when the response was through, the rest of the upload for the
+/// next request's head, and a 408 for that was written behind the response.
+#[tokio::test]
+async fn an_upload_that_goes_on_behind_its_response_is_read_to_its_end() {
+    let upstream = ByHand::start().await;
+    let router = router_with(
+        &upstream.url(),
+        json!({"router-server": {"read-timeout": "200ms"}}),
+    );
+    let mut client = Client::connect(router.address).await;
+    client
+        .send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 10\r\n\r\n0")
+        .await;
+    let mut early = upstream.accept().await;
+    early.head().await;
+    early
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        .await;
+    assert_eq!(client.response("POST").await.unwrap().text(), "ok");
+    for digit in 1..10 {
+        tokio::time::sleep(std::time::Duration::from_millis(60)).await;
+        client.send(digit.to_string()).await;
+    }
+    early.expect("0123456789").await;
+    // And the connection is one for the next request.
+    client.send("GET /next HTTP/1.1\r\nhost: h\r\n\r\n").await;
+    assert!(early.head().await.starts_with("GET /next "));
+}
+
+/// Idle was when hyper had taken the last byte: a reader that was slower than `idle-timeout` lost
+/// what was still to be written.
+#[tokio::test]
+async fn a_slow_reader_gets_the_end_of_its_response_however_short_the_idle_timeout() {
+    const LENGTH: usize = 6 << 20;
+    let upstream = Upstream::start(|_| answer(200, "", &"x".repeat(LENGTH))).await;
+    let router = router_with(
+        &upstream.url(),
+        json!({"router-server": {"idle-timeout": "200ms"}}),
+    );
+    let mut client = Client::connect(router.address).await;
+    client.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+    client.head().await;
+    // All is with the kernel or with hyper by now, and the upstream is done.
+    eventually(|| upstream.count() == 1).await;
+    tokio::time::sleep(std::time::Duration::from_millis(800)).await;
+    let response = client.rest().await;
+    assert_eq!(response.len(), LENGTH);
+}
