@@ -51,11 +51,6 @@ impl Drop for Client {
 }
 
 impl RequestBody {
-    /// Nothing.
-    pub fn empty() -> RequestBody {
-        RequestBody::whole(Bytes::new(), None)
-    }
-
     /// A body that was read to its end.
     pub fn whole(read: Bytes, trailers: Option<HeaderMap>) -> RequestBody {
         RequestBody {
@@ -209,7 +204,7 @@ fn leave_trailers(
     }
 }
 
-/// A response body towards a client. When it ends or is dropped, its connection is idle again.
+/// A response body towards a client. When it ends or is dropped, its connection is finishing.
 pub struct Body {
     kind: Kind,
     connection: Rc<Connection>,

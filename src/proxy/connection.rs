@@ -330,7 +330,7 @@ impl AsyncWrite for DownstreamIo {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let io = self.get_mut();
         if io.connection.watch.should_look() && io.has_ended(cx) {
-            io.connection.watch.left();
+            io.connection.watch.give(Order::Leave);
         }
         if io.connection.informational.is_waiting() {
             let polled = io.connection.informational.poll_write(&mut io.stream, cx);

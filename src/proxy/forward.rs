@@ -56,8 +56,8 @@ struct Answer {
 }
 
 /// A request that got no answer; given back where nothing of it was sent.
-struct Unanswered {
-    error: RequestError,
+struct Unanswered<E = RequestError> {
+    error: E,
     unsent: Option<Request<RequestBody>>,
 }
 
@@ -150,7 +150,7 @@ impl Exchange<'_> {
         let watch = &self.connection.watch;
         match send_once(watch, pool, upstream, request, self.upgrade.is_some()).await {
             Ok(answer) => Ok(answer),
-            Err(NotSent { error, unsent }) => {
+            Err(Unanswered { error, unsent }) => {
                 // Our own upload makes hyper fail too, when the client breaks it off.
                 let error = match self.connection.has_broken_body() {
                     true => RequestError::Body,
@@ -227,12 +227,6 @@ impl Exchange<'_> {
     }
 }
 
-/// A request that was not answered; `unsent` is the request where nothing of it was sent.
-struct NotSent {
-    error: UpstreamError,
-    unsent: Option<Request<RequestBody>>,
-}
-
 /// Sends on a connection from the pool, and on the next one if that turns out to have been closed
 /// before the request left. Connecting has its own timeout, so that a request is still in hand when
 /// that is over; `timeout` bounds both.
@@ -242,13 +236,13 @@ async fn send_once(
     upstream: &Upstream,
     mut request: Request<RequestBody>,
     asks_upgrade: bool,
-) -> Result<Answer, NotSent> {
+) -> Result<Answer, Unanswered<UpstreamError>> {
     let deadline = clock::now() + upstream.client.timeout;
     loop {
         let mut lease = match pool.lease(upstream).await {
             Ok(lease) => lease,
             Err(error) => {
-                return Err(NotSent {
+                return Err(Unanswered {
                     error,
                     unsent: Some(request),
                 });
@@ -267,14 +261,14 @@ async fn send_once(
             Ok(Err(mut failed)) => match failed.take_message() {
                 Some(unsent) if reused => request = unsent,
                 unsent => {
-                    return Err(NotSent {
+                    return Err(Unanswered {
                         error: classify(failed.into_error()),
                         unsent,
                     });
                 }
             },
             Err(_elapsed) => {
-                return Err(NotSent {
+                return Err(Unanswered {
                     error: UpstreamError::new(FailureKind::Timeout),
                     unsent: None,
                 });
@@ -298,7 +292,7 @@ pub async fn ask(
         Ok(Answer {
             response, lease, ..
         }) => Ok((response, lease)),
-        Err(NotSent { error, .. }) => Err(error),
+        Err(Unanswered { error, .. }) => Err(error),
     }
 }
 

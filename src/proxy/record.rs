@@ -64,7 +64,7 @@ impl Record {
         }
         if let Some(suppressed) = self.worker.warnings.allow() {
             warn!(
-                target_name = target.label(),
+                target = target.label(),
                 kind = error.kind.label(),
                 error = %Chain(error),
                 suppressed,

@@ -177,17 +177,9 @@ impl Watch {
         .await
     }
 
-    /// Whether to look for the client now; then [`left`](Watch::left) if it is not there.
+    /// Whether to look for the client now; [`Order::Leave`] if it is not there.
     pub fn should_look(&self) -> bool {
         self.look.take()
-    }
-
-    /// The client has closed its end.
-    pub fn left(&self) {
-        self.order.set(Some(Order::Leave));
-        if let Some(waker) = self.waker.borrow().as_ref() {
-            waker.wake_by_ref();
-        }
     }
 
     /// Called by the connection's task whenever it runs.
@@ -199,9 +191,13 @@ impl Watch {
         self.order.take()
     }
 
-    /// Has the connection's task end, whatever is going on.
-    pub fn cut(&self) {
-        self.order.set(Some(Order::Cut));
+    /// Tells the connection's task what to do, whatever is going on.
+    pub fn give(&self, order: Order) {
+        self.order.set(Some(order));
+        self.wake();
+    }
+
+    fn wake(&self) {
         if let Some(waker) = self.waker.borrow().as_ref() {
             waker.wake_by_ref();
         }
@@ -253,9 +249,7 @@ impl Watch {
         } else if !overdue {
             return;
         }
-        if let Some(waker) = self.waker.borrow().as_ref() {
-            waker.wake_by_ref();
-        }
+        self.wake();
     }
 }
 

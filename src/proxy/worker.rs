@@ -26,7 +26,7 @@ use super::{
     listener,
     pool::{Pool, Room},
     record::Throttle,
-    watch::Patience,
+    watch::{Order, Patience},
 };
 use crate::{
     clock,
@@ -181,28 +181,24 @@ impl Worker {
     async fn drain(&self, timeout: Duration) -> usize {
         let now = clock::now();
         self.draining.set(Some(now));
-        let emptied = async {
-            while !self.connections.borrow().is_empty() {
-                self.emptied.notified().await;
-            }
-        };
         tokio::select! {
-            () = emptied => return 0,
+            () = self.until_empty() => return 0,
             () = sleep_until((now + timeout).into()) => {}
         }
         let cut = self.connections.borrow().len();
         for (_, connection) in self.connections.borrow().iter() {
-            connection.watch.cut();
+            connection.watch.give(Order::Cut);
         }
         // Their tasks say so to the clients: without a reset, a response that ends with the
         // connection would look complete.
-        let emptied = async {
-            while !self.connections.borrow().is_empty() {
-                self.emptied.notified().await;
-            }
-        };
-        let _in_vain = tokio::time::timeout(LAST_MOMENT, emptied).await;
+        let _in_vain = tokio::time::timeout(LAST_MOMENT, self.until_empty()).await;
         cut
+    }
+
+    async fn until_empty(&self) {
+        while !self.connections.borrow().is_empty() {
+            self.emptied.notified().await;
+        }
     }
 }
 
