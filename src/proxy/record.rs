@@ -62,7 +62,7 @@ impl Record {
         if target == Target::Canary {
             self.settle(Outcome::Failure);
         }
-        if let Some(suppressed) = self.worker.warnings.allow() {
+        if let Some(suppressed) = self.worker.warnings.targets[target.index()].allow() {
             warn!(
                 target = target.label(),
                 kind = error.kind.label(),
@@ -84,6 +84,15 @@ impl Drop for Record {
         let latency = clock::now().saturating_duration_since(self.started);
         self.worker.tally.request(self.reason, latency);
     }
+}
+
+/// One throttle for each upstream: the failures of one must not hide another's.
+#[derive(Debug, Default)]
+pub struct Warnings {
+    /// For main and canary, by [`Target::index`].
+    pub targets: [Throttle; Target::ALL.len()],
+    /// For the sidecar.
+    pub sidecar: Throttle,
 }
 
 /// Lets one warning a second through and counts the others: an upstream that is down must not drown

@@ -69,7 +69,7 @@ pub async fn ask(
             SidecarAnswer::Status(status)
         }
         Err(error) => {
-            if let Some(suppressed) = connection.worker.warnings.allow() {
+            if let Some(suppressed) = connection.worker.warnings.sidecar.allow() {
                 let kind = error.kind.label();
                 warn!(kind, error = %Chain(&error), suppressed, "sidecar failed, the request goes to main");
             }

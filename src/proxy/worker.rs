@@ -25,7 +25,7 @@ use super::{
     connection::{self, Connection},
     listener,
     pool::{Pool, Room},
-    record::Throttle,
+    record::Warnings,
     watch::{Order, Patience},
 };
 use crate::{
@@ -51,7 +51,7 @@ pub struct Worker {
     /// This worker's upstream connections.
     pub pools: Pools,
     /// Keeps warnings about upstreams from drowning the log.
-    pub warnings: Throttle,
+    pub warnings: Warnings,
     /// The largest request head.
     pub max_header_bytes: usize,
     draining: Cell<Option<Instant>>,
@@ -137,7 +137,7 @@ impl Worker {
                     sidecar.idle_conn_timeout,
                 ),
             },
-            warnings: Throttle::default(),
+            warnings: Warnings::default(),
             max_header_bytes: config.server.max_header_bytes,
             draining: Cell::new(None),
             connections: RefCell::new(Slab::new()),

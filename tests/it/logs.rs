@@ -447,3 +447,39 @@ async fn an_upstream_that_fails_is_a_warning_and_a_client_that_leaves_is_not() {
     let first = log.iter().find(|line| line["level"] == "warn").unwrap();
     assert!(first.to_string().contains("canary"), "{first}");
 }
+
+/// One throttle for all of them swallowed the canary's failure behind the sidecar's.
+#[tokio::test]
+async fn a_failing_sidecar_does_not_hide_a_failing_canary() {
+    let reset = |_: &Received| vec![Step::Reset];
+    let (canary, sidecar) = (Upstream::start(reset).await, Upstream::start(reset).await);
+    let main = Upstream::named("main", 200).await;
+    let (proxy, folder) = (Port::reserve(), Folder::new());
+    let file = json!({
+        "main-target": main.url(),
+        "canary-target": canary.url(),
+        "sidecar-url": sidecar.url(),
+        "router-server": {"host": "127.0.0.1", "port": proxy.number(), "workers": 1}
+    });
+    folder.write("router.json", file.to_string());
+    let mut process = Process::start(&folder, &["-c", "router.json"]);
+    process.listens(proxy.address).await;
+    assert_eq!(get(proxy.address, "/", "").await.status, 200);
+    assert_eq!(
+        get(proxy.address, "/", "x-canary: true\r\n").await.status,
+        502
+    );
+    process.signal("TERM");
+    assert_eq!(process.ended().await.code(), Some(0));
+    let log = process.log();
+    assert_eq!(
+        mentioning(&log, &["warn", "sidecar failed"]).len(),
+        1,
+        "{log:#?}"
+    );
+    assert_eq!(
+        mentioning(&log, &["warn", "upstream failed", "canary"]).len(),
+        1,
+        "{log:#?}"
+    );
+}
