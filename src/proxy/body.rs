@@ -1,7 +1,6 @@
-//! Bodies on their way through: one enum each way, no boxed trait objects.
+//! Bodies on their way through: one type each way, no boxed trait objects.
 
 use std::{
-    pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -9,44 +8,39 @@ use std::{
 
 use bytes::Bytes;
 use http::HeaderMap;
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tracing::debug;
 
 use super::{
-    connection::Connection, error::BodyError, pool::Lease, record::Record, trailers::Slot,
-    watch::Stage,
+    call::{Call, CallError},
+    connection::{BrokenBody, Connection},
+    error::UpstreamError,
+    message::Frame,
+    record::Record,
 };
-use crate::{
-    clock,
-    policy::{FailureKind, Outcome, Target},
-    proxy::error::UpstreamError,
-};
+use crate::policy::{FailureKind, Outcome, Target};
 
 /// How much of a body is logged at most.
 const LOGGED_BYTES: usize = 4 << 10;
 
 /// A request body towards an upstream: what was read of it already, then the rest as it comes.
 pub struct RequestBody {
-    read: Option<Bytes>,
-    rest: Option<Incoming>,
-    trailers: Option<HeaderMap>,
+    read: Bytes,
     /// `None` for a body that is whole: nothing is waited for.
-    client: Option<Client>,
-    /// Where trailers are left for the connection that the body goes out on.
-    slot: Option<Rc<Slot>>,
+    rest: Option<Rest>,
+    trailers: Option<HeaderMap>,
     log: Option<BodyLog>,
 }
 
-/// The client at the other end of a request body that is still coming in, as long as it is.
-struct Client {
+/// What of a request body is still to come in.
+struct Rest {
     connection: Rc<Connection>,
     /// How long the upstream may take to answer after the last byte.
     timeout: Duration,
 }
 
-impl Drop for Client {
+impl Drop for Rest {
     fn drop(&mut self) {
-        self.connection.upload_ended();
+        self.connection.watch.upload_over();
     }
 }
 
@@ -54,300 +48,206 @@ impl RequestBody {
     /// A body that was read to its end.
     pub fn whole(read: Bytes, trailers: Option<HeaderMap>) -> RequestBody {
         RequestBody {
-            read: Some(read).filter(|read| !read.is_empty()),
+            read,
             rest: None,
             trailers,
-            client: None,
-            slot: None,
             log: None,
         }
     }
 
-    /// A body of which `read` was read, and the `rest` is to come.
-    pub fn streaming(
-        read: Bytes,
-        rest: Incoming,
-        connection: &Rc<Connection>,
-        timeout: Duration,
-    ) -> RequestBody {
-        if HttpBody::is_end_stream(&rest) {
-            return RequestBody::whole(read, None);
-        }
+    /// A body of which `read` was read, and the rest is to come from the client.
+    pub fn streaming(read: Bytes, connection: &Rc<Connection>, timeout: Duration) -> RequestBody {
         let mut body = RequestBody::whole(read, None);
-        body.rest = Some(rest);
-        connection.upload_began();
-        body.client = Some(Client {
-            connection: Rc::clone(connection),
-            timeout,
-        });
+        if !connection.is_body_over() {
+            body.rest = Some(Rest {
+                connection: Rc::clone(connection),
+                timeout,
+            });
+        }
         body
     }
 
-    /// Has trailers left in this slot.
-    pub fn leave_trailers(&mut self, slot: &Rc<Slot>) {
-        self.slot = Some(Rc::clone(slot));
-    }
-
     /// Logs the body when it ends, up to a cap.
-    pub fn logged(mut self, target: Target) -> RequestBody {
+    pub fn logged(&mut self, target: Target) {
         self.log = Some(BodyLog::new("request body", target));
-        self
     }
 
-    /// The length, where it is known.
+    /// Whether there is nothing of it, or nothing left.
+    pub fn is_over(&self) -> bool {
+        self.read.is_empty() && self.rest.is_none() && self.trailers.is_none()
+    }
+
+    /// The length of what is left, where it is known. With trailers it does not matter: they need
+    /// chunks around the body.
     pub fn length(&self) -> Option<u64> {
-        HttpBody::size_hint(self).exact()
+        let rest = match (&self.trailers, &self.rest) {
+            (Some(_), _) => return None,
+            (None, None) => 0,
+            (None, Some(rest)) => rest.connection.body_length()?,
+        };
+        Some(self.read.len() as u64 + rest)
     }
 
-    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Some(rest) = &mut self.rest else {
-            return Poll::Ready(None);
-        };
-        let polled = Pin::new(&mut *rest).poll_frame(cx);
-        if let Some(Client {
-            connection,
-            timeout,
-        }) = &self.client
-        {
-            connection.watch.uploading(polled.is_pending(), *timeout);
-        }
-        let frame = match ready!(polled) {
-            Some(Err(error)) => {
-                if let Some(client) = &self.client {
-                    client.connection.note_broken_body();
-                }
-                return Poll::Ready(Some(Err(BodyError::Downstream(error))));
-            }
-            frame => frame,
-        };
-        let last = match &frame {
-            Some(Ok(frame)) => frame.is_trailers() || HttpBody::is_end_stream(rest),
-            _ => true,
-        };
-        if last {
-            self.rest = None;
-            self.client = None;
-        }
-        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Downstream)))
-    }
-}
-
-impl HttpBody for RequestBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let body = self.get_mut();
-        let frame = if let Some(read) = body.read.take() {
-            Some(Ok(Frame::data(read)))
-        } else {
-            match ready!(body.poll_rest(cx)) {
-                None => body
+    /// The next piece.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BrokenBody>>> {
+        let frame = if self.read.is_empty() {
+            match ready!(self.poll_rest(cx)) {
+                None => self
                     .trailers
                     .take()
-                    .map(|trailers| Ok(Frame::trailers(trailers))),
+                    .map(|trailers| Ok(Frame::Trailers(trailers))),
                 frame => frame,
             }
+        } else {
+            Some(Ok(Frame::Data(std::mem::take(&mut self.read))))
         };
-        if let (Some(log), Some(Ok(frame))) = (&mut body.log, &frame) {
-            log.add(frame);
+        if let (Some(log), Some(Ok(Frame::Data(data)))) = (&mut self.log, &frame) {
+            log.add(data);
         }
-        Poll::Ready(frame.and_then(|frame| leave_trailers(frame, body.slot.as_deref())))
+        Poll::Ready(frame)
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.read.is_none() && self.rest.is_none() && self.trailers.is_none()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let read = self.read.as_ref().map_or(0, Bytes::len) as u64;
-        if self.trailers.is_some() {
-            // Trailers need chunks around the body, and a known length would do away with them.
-            return SizeHint::default();
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BrokenBody>>> {
+        let Some(Rest {
+            connection,
+            timeout,
+        }) = &self.rest
+        else {
+            return Poll::Ready(None);
+        };
+        let polled = connection.poll_body(cx);
+        connection.watch.uploading(polled.is_pending(), *timeout);
+        let frame = ready!(polled);
+        if connection.is_body_over() || !matches!(frame, Some(Ok(_))) {
+            self.rest = None;
         }
-        let rest = self
-            .rest
-            .as_ref()
-            .map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint);
-        match rest.exact() {
-            Some(rest) => SizeHint::with_exact(read + rest),
-            None => SizeHint::default(),
-        }
+        Poll::Ready(frame)
     }
 }
 
-impl Drop for RequestBody {
-    fn drop(&mut self) {
-        if let (Some(_), Some(client)) = (&self.rest, &self.client) {
-            client.connection.note_unread_body();
-        }
-    }
+/// A response body towards a client.
+pub enum Body {
+    /// A short answer of our own.
+    Text(Bytes),
+    /// An upstream's answer.
+    Upstream(Box<ResponseBody>),
 }
 
-/// Takes trailers out of a body's frames: they go past hyper, and end the body.
-fn leave_trailers(
-    frame: Result<Frame<Bytes>, BodyError>,
-    slot: Option<&Slot>,
-) -> Option<Result<Frame<Bytes>, BodyError>> {
-    match frame.map(Frame::into_trailers) {
-        Err(error) => Some(Err(error)),
-        Ok(Err(data)) => Some(Ok(data)),
-        Ok(Ok(trailers)) => {
-            if let Some(slot) = slot {
-                slot.fill(&trailers);
-            }
-            None
-        }
-    }
-}
-
-/// A response body towards a client. When it ends or is dropped, its connection is finishing.
-pub struct Body {
-    kind: Kind,
-    connection: Rc<Connection>,
-}
-
-enum Kind {
-    Text(Option<Bytes>),
-    Upstream(ResponseBody),
+/// Why a response cannot be sent to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokenResponse {
+    /// The client's own request body broke off, and the exchange with it.
+    #[error("{0}")]
+    Request(#[from] BrokenBody),
+    /// The upstream broke its response off.
+    #[error("{0}")]
+    Upstream(#[from] UpstreamError),
 }
 
 /// An upstream's response body, with all that hangs on its end.
 pub struct ResponseBody {
-    incoming: Incoming,
+    call: Call,
     target: Target,
-    lease: Option<Lease>,
-    record: Record,
+    record: Option<Record>,
     log: Option<BodyLog>,
 }
 
 impl ResponseBody {
     /// `record` belongs to the request, `target` is who answered it (main, where a request for the
     /// canary fell back).
-    pub fn new(incoming: Incoming, target: Target, lease: Lease, record: Record) -> ResponseBody {
-        let mut body = ResponseBody {
-            incoming,
+    pub fn new(call: Call, target: Target, record: Record) -> ResponseBody {
+        ResponseBody {
+            call,
             target,
-            lease: Some(lease),
-            record,
+            record: Some(record),
             log: None,
-        };
-        if HttpBody::is_end_stream(&body.incoming) {
-            body.ended();
         }
-        body
     }
 
     /// Logs the body when it ends, up to a cap.
-    pub fn logged(mut self) -> ResponseBody {
+    pub fn logged(&mut self) {
         self.log = Some(BodyLog::new("response body", self.target));
-        self
     }
 
-    fn ended(&mut self) {
-        self.record.settle(Outcome::Success);
-        if let Some(lease) = self.lease.take() {
-            lease.give_back();
-        }
-    }
-
-    fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-        connection: &Connection,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BrokenResponse>>> {
+        match ready!(self.call.poll_frame(cx)) {
             Some(Ok(frame)) => {
-                if let Some(log) = &mut self.log {
-                    log.add(&frame);
+                if let (Some(log), Frame::Data(data)) = (&mut self.log, &frame) {
+                    log.add(data);
                 }
-                // hyper does not ask again after the last byte of a known length, nor after trailers.
-                if frame.is_trailers() || HttpBody::is_end_stream(&self.incoming) {
-                    self.ended();
+                if self.call.is_over() {
+                    self.settle(Outcome::Success);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Some(Err(error)) => {
-                if connection.has_broken_body() {
-                    // The client broke its own request off, and hyper the exchange.
-                    self.record.settle(Outcome::Ignored);
-                } else {
-                    let cut = UpstreamError::caused(FailureKind::BodyCut, error.to_string());
-                    self.record.failed(self.target, &cut);
+            Some(Err(CallError::Client(broken))) => {
+                self.settle(Outcome::Ignored);
+                Poll::Ready(Some(Err(broken.into())))
+            }
+            Some(Err(CallError::Upstream(error))) => {
+                let error = UpstreamError {
+                    kind: FailureKind::BodyCut,
+                    ..error
+                };
+                if let Some(mut record) = self.record.take() {
+                    record.failed(self.target, &error);
                 }
-                self.lease = None;
-                Poll::Ready(Some(Err(BodyError::Upstream(error))))
+                Poll::Ready(Some(Err(error.into())))
             }
             None => {
-                self.ended();
+                self.settle(Outcome::Success);
                 Poll::Ready(None)
             }
+        }
+    }
+
+    fn settle(&mut self, outcome: Outcome) {
+        if let Some(mut record) = self.record.take() {
+            record.settle(outcome);
         }
     }
 }
 
 impl Body {
-    /// A short answer of our own.
-    pub fn text(text: impl Into<Bytes>, connection: &Rc<Connection>) -> Body {
-        let text = Some(text.into()).filter(|text: &Bytes| !text.is_empty());
-        Body {
-            kind: Kind::Text(text),
-            connection: Rc::clone(connection),
+    /// The length of what is left, where it is known.
+    pub fn length(&self) -> Option<u64> {
+        match self {
+            Body::Text(text) => Some(text.len() as u64),
+            Body::Upstream(body) => body.call.length(),
         }
     }
 
-    /// An upstream's answer.
-    pub fn upstream(body: ResponseBody, connection: &Rc<Connection>) -> Body {
-        Body {
-            kind: Kind::Upstream(body),
-            connection: Rc::clone(connection),
-        }
-    }
-}
-
-impl HttpBody for Body {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
+    /// The next piece.
+    pub fn poll_frame(
+        &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let body = self.get_mut();
-        match &mut body.kind {
-            Kind::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Kind::Upstream(upstream) => {
-                let frame = ready!(upstream.poll_frame(cx, &body.connection));
-                // Without chunks there is no place for them.
-                let slot =
-                    (!body.connection.is_close_delimited()).then_some(&*body.connection.trailers);
-                Poll::Ready(frame.and_then(|frame| leave_trailers(frame, slot)))
-            }
+    ) -> Poll<Option<Result<Frame, BrokenResponse>>> {
+        match self {
+            Body::Text(text) if text.is_empty() => Poll::Ready(None),
+            Body::Text(text) => Poll::Ready(Some(Ok(Frame::Data(std::mem::take(text))))),
+            Body::Upstream(body) => body.poll_frame(cx),
         }
     }
 
-    fn is_end_stream(&self) -> bool {
-        match &self.kind {
-            Kind::Text(text) => text.is_none(),
-            Kind::Upstream(body) => HttpBody::is_end_stream(&body.incoming),
+    /// Whether the request that this is the response to was sent to its end, or given up, and the
+    /// connection given back.
+    pub fn is_exchange_over(&self) -> bool {
+        match self {
+            Body::Text(_) => true,
+            Body::Upstream(body) => body.call.is_done(),
         }
     }
 
-    fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            Kind::Text(text) => SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64),
-            Kind::Upstream(body) => HttpBody::size_hint(&body.incoming),
+    /// Goes on sending the request that this is the response to, while the client does not read it, or
+    /// when it is over.
+    ///
+    /// # Errors
+    /// The client's request body broke off.
+    pub fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BrokenBody>> {
+        match self {
+            Body::Text(_) => Poll::Ready(Ok(())),
+            Body::Upstream(body) => body.call.poll_upload(cx),
         }
-    }
-}
-
-impl Drop for Body {
-    fn drop(&mut self) {
-        // Handed over is not written: the connection is idle when hyper has flushed.
-        self.connection.watch.enter(Stage::Finishing, clock::now());
     }
 }
 
@@ -369,8 +269,7 @@ impl BodyLog {
         }
     }
 
-    fn add(&mut self, frame: &Frame<Bytes>) {
-        let Some(data) = frame.data_ref() else { return };
+    fn add(&mut self, data: &Bytes) {
         self.length += data.len() as u64;
         let room = LOGGED_BYTES - self.kept.len();
         self.kept.extend_from_slice(&data[..data.len().min(room)]);

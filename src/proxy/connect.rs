@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
@@ -226,6 +226,27 @@ pub enum UpstreamIo {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+impl UpstreamIo {
+    /// Whether an idle connection is still there and silent: one that has sent anything, or has been
+    /// closed, is of no more use. Without a system call where nothing was received.
+    pub fn is_quiet(&mut self) -> bool {
+        let mut byte = [0];
+        match self {
+            UpstreamIo::Plain(io) => would_block(&io.try_read(&mut byte)),
+            // What TLS says to itself (session tickets, key updates) is not the upstream's.
+            UpstreamIo::Tls(io) => {
+                let mut cx = Context::from_waker(Waker::noop());
+                let mut space = ReadBuf::new(&mut byte);
+                Pin::new(io).poll_read(&mut cx, &mut space).is_pending()
+            }
+        }
+    }
+}
+
+fn would_block(result: &io::Result<usize>) -> bool {
+    matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
 impl AsyncRead for UpstreamIo {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -281,88 +302,6 @@ impl AsyncWrite for UpstreamIo {
             UpstreamIo::Plain(io) => Pin::new(io).poll_shutdown(cx),
             UpstreamIo::Tls(io) => Pin::new(io).poll_shutdown(cx),
         }
-    }
-}
-
-/// A connection on which a write that failed is not told at once.
-///
-/// An upstream that has answered before it has read all of the request may close; then our next write
-/// fails, while its answer waits to be read. hyper would give up there. So the writer waits for ever,
-/// and the reader, whose turn it is first, finds the answer, or the end.
-pub struct ReadFirst<T> {
-    /// The connection.
-    pub io: T,
-    write_failed: bool,
-}
-
-impl<T> ReadFirst<T> {
-    /// Nothing has failed yet.
-    pub fn new(io: T) -> ReadFirst<T> {
-        ReadFirst {
-            io,
-            write_failed: false,
-        }
-    }
-
-    fn poll_write_with<R>(
-        &mut self,
-        cx: &mut Context<'_>,
-        poll: impl FnOnce(&mut T, &mut Context<'_>) -> Poll<io::Result<R>>,
-    ) -> Poll<io::Result<R>> {
-        if self.write_failed {
-            return Poll::Pending;
-        }
-        match poll(&mut self.io, cx) {
-            Poll::Ready(Err(_)) => {
-                self.write_failed = true;
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            }
-            polled => polled,
-        }
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for ReadFirst<T> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_read(cx, buf)
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for ReadFirst<T> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.get_mut()
-            .poll_write_with(cx, |io, cx| Pin::new(io).poll_write(cx, buf))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.get_mut()
-            .poll_write_with(cx, |io, cx| Pin::new(io).poll_write_vectored(cx, bufs))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut()
-            .poll_write_with(cx, |io, cx| Pin::new(io).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
     }
 }
 

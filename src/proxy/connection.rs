@@ -1,57 +1,43 @@
-//! One client connection: hyper's server on it, and what hyper does not do itself.
-//!
-//! hyper does not time out a silent client ([`super::watch`] does, and for one that reads nothing the
-//! kernel, [`super::listener`]), drops
-//! informational responses ([`super::informational`]) and most trailers ([`super::trailers`]), and
-//! closes a connection on which the client is still sending in a way that can destroy the answer
-//! (RFC 9112 section 9.6).
+//! One client connection: what it has received and has yet to send, and where its current request's
+//! body ends. [`super::conversation`] says what happens on it, and in which order.
 
 use std::{
     cell::{Cell, RefCell},
-    future::{Future, poll_fn},
+    future::Future,
     io,
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
-    sync::Arc,
-    task::{Context, Poll, ready},
-    time::Duration,
+    task::{Context, Poll, Waker, ready},
 };
 
-use bytes::Bytes;
-use http::{HeaderValue, Request};
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use bytes::{BufMut, BytesMut};
+use http::HeaderValue;
 use socket2::SockRef;
+use std::time::Duration;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf},
     net::TcpStream,
 };
-use tracing::debug;
 
 use super::{
-    body::RequestBody,
-    error::Chain,
     headers,
-    informational::Informational,
-    service,
-    trailers::{self, Trailing},
-    upgrade::Tunnel,
-    watch::{Order, Stage, Watch},
+    http1::{
+        chunked,
+        framing::{Decoder, Framing, Step},
+        head::{self, BadHead, Search},
+        inbox::Inbox,
+        outbox::Outbox,
+    },
+    message::{Frame, RequestHead, ResponseHead},
+    watch::{Stage, Watch},
     worker::Worker,
 };
 use crate::clock;
 
-/// The most headers a request may have; hyper's own default of 100 is too few.
-const MAX_HEADERS: usize = 512;
-/// How long, and how many bytes of it, a client may go on sending what nobody wants any more.
-const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES: usize = 1 << 20;
-/// What a client gets that let us wait for too long with a request.
-const LAST_WORDS: &[u8] =
-    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// What the requests of one client connection share.
+/// A client connection. Its parts are borrowed for the length of one poll only.
 pub struct Connection {
     /// The worker that serves it.
     pub worker: Rc<Worker>,
@@ -59,295 +45,277 @@ pub struct Connection {
     pub watch: Watch,
     /// The client's address, as `X-Forwarded-For` shows it.
     pub forwarded_for: HeaderValue,
-    /// The trailers of the response that is being written.
-    pub trailers: Rc<trailers::Slot>,
-    informational: Arc<Informational>,
-    tunnel: RefCell<Option<Tunnel>>,
-    uploading: Cell<bool>,
-    broken_body: Cell<bool>,
-    unread_body: Cell<bool>,
-    close_delimited: Cell<bool>,
+    stream: RefCell<TcpStream>,
+    inbox: RefCell<Inbox>,
+    search: RefCell<Search>,
+    outbox: RefCell<Outbox>,
+    body: RefCell<Decoder>,
+    /// The client waits for a `100 Continue` before it sends its body.
+    continue_awaited: Cell<bool>,
+    /// No further request is waited for.
+    leaving: Cell<bool>,
+}
+
+/// Why a request did not come in.
+#[derive(Debug)]
+pub enum NoRequest {
+    /// What came is none.
+    Bad(BadHead),
+    /// The connection is over.
+    Ended,
+}
+
+/// Why a request body did not come in to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokenBody {
+    /// The connection broke, or ended.
+    #[error("the connection ended before the request body did")]
+    Cut,
+    /// What came are no chunks.
+    #[error("the request body is malformed: {0}")]
+    Malformed(#[from] chunked::Malformed),
 }
 
 impl Connection {
     /// For a client at `peer`.
-    pub fn new(worker: Rc<Worker>, peer: SocketAddr) -> Rc<Connection> {
+    pub fn new(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) -> Rc<Connection> {
         Rc::new(Connection {
             worker,
             watch: Watch::new(),
             forwarded_for: headers::forwarded_for(peer.ip()),
-            trailers: trailers::Slot::new(),
-            informational: Arc::default(),
-            tunnel: RefCell::new(None),
-            uploading: Cell::new(false),
-            broken_body: Cell::new(false),
-            unread_body: Cell::new(false),
-            close_delimited: Cell::new(false),
+            stream: RefCell::new(stream),
+            inbox: RefCell::default(),
+            search: RefCell::default(),
+            outbox: RefCell::default(),
+            body: RefCell::new(Decoder::ended()),
+            continue_awaited: Cell::new(false),
+            leaving: Cell::new(false),
         })
     }
 
-    /// A request body goes to an upstream as it comes in.
-    pub fn upload_began(&self) {
-        self.uploading.set(true);
-    }
-
-    /// It was read to its end, or given up.
-    pub fn upload_ended(&self) {
-        self.uploading.set(false);
-        self.watch.upload_over();
-        if !self.watch.is_write_blocked() {
-            self.flushed();
-        }
-    }
-
-    /// Nothing of a response is left to be written.
-    fn flushed(&self) {
-        if self.watch.stage() == Stage::Finishing && !self.uploading.get() {
-            self.watch.enter(Stage::Idle, clock::now());
-        }
-    }
-
-    /// The client's request body broke off: what hyper's client says next is not the upstream's fault.
-    pub fn note_broken_body(&self) {
-        self.broken_body.set(true);
-    }
-
-    /// Whether the client's request body broke off.
-    pub fn has_broken_body(&self) -> bool {
-        self.broken_body.get()
-    }
-
-    /// Part of a request was not read: the client may still be sending when we close.
-    pub fn note_unread_body(&self) {
-        self.unread_body.set(true);
-    }
-
-    /// The response ends with the connection: cut off, it must not look complete.
-    pub fn note_close_delimited(&self) {
-        self.close_delimited.set(true);
-    }
-
-    /// Whether the response ends with the connection.
-    pub fn is_close_delimited(&self) -> bool {
-        self.close_delimited.get()
-    }
-
-    /// Once the `101` that is being returned has been written, the connection is a tunnel.
-    pub fn switch(&self, tunnel: Tunnel) {
-        *self.tunnel.borrow_mut() = Some(tunnel);
-    }
-
-    /// Has the informational responses to `request` passed on to the client.
-    pub fn pass_informational(&self, request: &mut Request<RequestBody>) {
-        self.informational.pass(request, self.watch.waker());
-    }
-
-    /// Waits until what goes past hyper is on its way. hyper must not be given a response before.
-    pub async fn ready_for_response(&self) {
-        self.informational.passed().await;
-        self.trailers.emptied().await;
-    }
-}
-
-/// Serves a client until one of the two sides has had enough.
-pub async fn serve(stream: TcpStream, connection: Rc<Connection>) {
-    let io = DownstreamIo {
-        stream,
-        connection: Rc::clone(&connection),
-        was_blocked: false,
-    };
-    let io = Trailing::new(io, Rc::clone(&connection.trailers));
-    let service = service_fn(|request| service::handle(request, Rc::clone(&connection)));
-    let mut http = http1::Builder::new()
-        .max_headers(MAX_HEADERS)
-        .max_header_size(connection.worker.max_header_bytes)
-        .header_read_timeout(None)
-        .serve_connection(TokioIo::new(io), service);
-    let ended = poll_fn(|cx| {
-        match connection.watch.orders(cx.waker()) {
-            Some(Order::Drain) => Pin::new(&mut http).graceful_shutdown(),
-            Some(Order::Expire) => return Poll::Ready(Ended::Expired(connection.watch.stage())),
-            Some(Order::Cut) => return Poll::Ready(Ended::Cut(connection.watch.stage())),
-            Some(Order::Leave) => return Poll::Ready(Ended::Left),
-            None => {}
-        }
-        Pin::new(&mut http).poll(cx).map(Ended::Http)
-    })
-    .await;
-    // What was in flight for this client, if anything, is cancelled here.
-    let parts = http.into_parts();
-    let io = parts.io.into_inner().io;
-    match ended {
-        Ended::Http(Ok(())) => {
-            let tunnel = connection.tunnel.borrow_mut().take();
-            match tunnel {
-                Some(tunnel) => run_tunnel(tunnel, io, parts.read_buf).await,
-                None => close(io, connection.unread_body.get()).await,
+    /// Waits for the next request head.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn poll_request(&self, cx: &mut Context<'_>) -> Poll<Result<RequestHead, NoRequest>> {
+        let max = self.worker.max_header_bytes;
+        let mut search = self.search.borrow_mut();
+        loop {
+            if let Some(parsed) = self.parse_request(&mut search, max) {
+                return Poll::Ready(parsed);
+            }
+            let read = match self.poll_fill(cx, 0) {
+                Poll::Pending if self.leaving.get() && self.inbox.borrow().bytes.is_empty() => {
+                    Ok(0)
+                }
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(read) => read,
+            };
+            if !matches!(read, Ok(1..)) {
+                return Poll::Ready(Err(NoRequest::Ended));
             }
         }
-        Ended::Http(Err(error)) => {
-            debug!(error = %Chain(&error), "client connection ended");
-            if connection.close_delimited.get() && error.is_user() {
-                return reset(&io.stream);
+    }
+
+    fn parse_request(
+        &self,
+        search: &mut Search,
+        max_bytes: usize,
+    ) -> Option<Result<RequestHead, NoRequest>> {
+        let bytes = &mut self.inbox.borrow_mut().bytes;
+        if bytes.is_empty() {
+            return None;
+        }
+        match head::parse_request(bytes, search, max_bytes) {
+            Ok(Some(head)) => return Some(Ok(head)),
+            Ok(None) => {}
+            Err(bad) => return Some(Err(NoRequest::Bad(bad))),
+        }
+        if !bytes.is_empty() {
+            self.watch.received();
+        }
+        None
+    }
+
+    /// A request was read up to its body.
+    pub fn begin_body(&self, framing: Framing, continue_awaited: bool) {
+        *self.body.borrow_mut() = Decoder::new(framing, false);
+        self.continue_awaited.set(continue_awaited);
+    }
+
+    /// The next piece of the request body. A client that waits to be told to send it is told.
+    pub fn poll_body(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BrokenBody>>> {
+        let mut body = self.body.borrow_mut();
+        loop {
+            match body.step(&mut self.inbox.borrow_mut().bytes) {
+                Ok(Step::Data(data)) => return Poll::Ready(Some(Ok(Frame::Data(data)))),
+                Ok(Step::Trailers(trailers)) => {
+                    return Poll::Ready(Some(Ok(Frame::Trailers(trailers))));
+                }
+                Ok(Step::End) => return Poll::Ready(None),
+                Ok(Step::More) => {}
+                Err(malformed) => return Poll::Ready(Some(Err(malformed.into()))),
             }
-            close(io, error.is_parse() || connection.unread_body.get()).await;
-        }
-        Ended::Expired(Stage::Head | Stage::Request) => {
-            // Nothing of an answer was sent. If the socket takes no more, so be it.
-            let _best_effort = io.stream.try_write(LAST_WORDS);
-            close(io, true).await;
-        }
-        Ended::Expired(Stage::Fresh | Stage::Idle) => close(io, false).await,
-        // It does not send the rest of what nobody waits for.
-        Ended::Expired(Stage::Response | Stage::Finishing) => close(io, true).await,
-        Ended::Left => debug!("the client has left"),
-        Ended::Cut(Stage::Response | Stage::Finishing) => reset(&io.stream),
-        Ended::Cut(Stage::Fresh | Stage::Idle | Stage::Head | Stage::Request) => {}
-    }
-}
-
-/// Makes the close that follows a reset: the one way to say that what was sent was not all.
-fn reset(stream: &TcpStream) {
-    let _best_effort = SockRef::from(stream).set_linger(Some(Duration::ZERO));
-}
-
-enum Ended {
-    Http(hyper::Result<()>),
-    /// The client let us wait for too long, at this stage.
-    Expired(Stage),
-    /// The client has left in the middle of an exchange.
-    Left,
-    /// The process ends, at this stage.
-    Cut(Stage),
-}
-
-/// Runs the tunnel, for as long as the process does.
-async fn run_tunnel(tunnel: Tunnel, mut io: DownstreamIo, read: Bytes) {
-    let connection = Rc::clone(&io.connection);
-    connection.watch.enter(Stage::Response, clock::now());
-    let expired = poll_fn(|cx| match connection.watch.orders(cx.waker()) {
-        Some(Order::Expire | Order::Cut) => Poll::Ready(()),
-        Some(Order::Drain | Order::Leave) | None => Poll::Pending,
-    });
-    tokio::select! {
-        ended = tunnel.run(&mut io, read) => {
-            if let Err(error) = ended {
-                debug!(%error, "tunnel broke off");
+            if self.continue_awaited.take() {
+                self.outbox.borrow_mut().buf().put_slice(CONTINUE);
+                // An error shows when reading.
+                let _sent_later = self.poll_flush(cx);
+            }
+            if !matches!(ready!(self.poll_fill(cx, body.expected())), Ok(1..)) {
+                return Poll::Ready(Some(Err(BrokenBody::Cut)));
             }
         }
-        () = expired => debug!("tunnel closed: the process ends"),
     }
-}
 
-/// Closes; where the client may still be sending, says first that we send no more, and throws away
-/// what comes for a while, so that our answer is not destroyed on its way by a reset.
-async fn close(mut io: DownstreamIo, client_may_send: bool) {
-    if io.stream.shutdown().await.is_ok() && client_may_send {
-        let _elapsed = tokio::time::timeout(LINGER, linger(&mut io.stream)).await;
+    /// Whether the request was read to its end.
+    pub fn is_body_over(&self) -> bool {
+        self.body.borrow().is_over()
     }
-}
 
-async fn linger(stream: &mut TcpStream) {
-    let mut scratch = [0; 4096];
-    let mut left = LINGER_BYTES;
-    while let Ok(read @ 1..) = stream.read(&mut scratch).await {
-        left = left.saturating_sub(read);
-        if left == 0 {
-            return;
-        }
+    /// How much of the request body is still to be read, where that is known.
+    pub fn body_length(&self) -> Option<u64> {
+        self.body.borrow().length()
     }
-}
 
-/// The client's socket, with notes for the watch.
-struct DownstreamIo {
-    stream: TcpStream,
-    connection: Rc<Connection>,
-    /// Whether there was no room for what hyper had to write since it last had written all.
-    was_blocked: bool,
-}
+    /// Whether the client will send its body only when told to, and has not been.
+    pub fn is_continue_awaited(&self) -> bool {
+        self.continue_awaited.get()
+    }
 
-impl DownstreamIo {
+    /// Puts an informational response (RFC 9110 section 15.2) before the final one.
+    pub fn put_informational(&self, head: &ResponseHead) {
+        self.put(|out| {
+            head::put_status_line(out, head.status, head.reason.as_deref());
+            head::put_fields(out, &head.headers);
+            out.put_slice(b"\r\n");
+        });
+    }
+
+    /// Has something written to the client, after what is there already.
+    pub fn put(&self, write: impl FnOnce(&mut BytesMut)) {
+        write(self.outbox.borrow_mut().buf());
+    }
+
+    /// The same with all of the outbox.
+    pub fn with_outbox<T>(&self, act: impl FnOnce(&mut Outbox) -> T) -> T {
+        act(&mut self.outbox.borrow_mut())
+    }
+
+    /// Sends all that is to be sent.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut outbox = self.outbox.borrow_mut();
+        let mut written = 0;
+        let polled = outbox.poll_write(&mut *self.stream.borrow_mut(), cx, &mut written);
+        self.watch.writing(polled.is_pending());
+        polled
+    }
+
+    /// Whether all was sent.
+    pub fn is_flushed(&self) -> bool {
+        self.outbox.borrow().is_empty()
+    }
+
+    /// A request is over: the connection waits for the next one, if that is not there yet.
+    pub fn rest(&self) {
+        let mut inbox = self.inbox.borrow_mut();
+        inbox.rest();
+        let stage = match inbox.bytes.is_empty() {
+            true => Stage::Idle,
+            false => Stage::Head,
+        };
+        self.watch.enter(stage, clock::now());
+    }
+
+    /// No further request is waited for; one that is on its way to us already is answered.
+    pub fn leave(&self) {
+        self.leaving.set(true);
+    }
+
     /// Whether the client has closed its end, as far as can be seen without reading what it sent.
-    fn has_ended(&self, cx: &mut Context<'_>) -> bool {
-        let mut byte = [0];
-        match self.stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)) {
-            Poll::Ready(peeked) => matches!(peeked, Ok(0) | Err(_)),
-            Poll::Pending => false,
-        }
+    pub fn has_client_left(&self) -> bool {
+        let stream = self.stream.borrow();
+        let state = pin!(stream.ready(Interest::READABLE));
+        let mut cx = Context::from_waker(Waker::noop());
+        matches!(state.poll(&mut cx), Poll::Ready(Ok(state)) if state.is_read_closed())
     }
 
-    fn note_written(&mut self, blocked: bool) {
-        self.connection.watch.writing(blocked);
-        self.was_blocked |= blocked;
+    /// Whether the client has sent something that was not read.
+    pub fn has_unread(&self) -> bool {
+        let mut byte = [0];
+        !self.is_body_over()
+            || !self.inbox.borrow().bytes.is_empty()
+            || self
+                .stream
+                .borrow()
+                .try_read(&mut byte)
+                .is_ok_and(|read| read > 0)
+    }
+
+    /// Has the close that follows be a reset: the one way to say that what was sent was not all.
+    pub fn reset(&self) {
+        let _best_effort = SockRef::from(&*self.stream.borrow()).set_linger(Some(Duration::ZERO));
+    }
+
+    /// Writes `bytes` if the socket takes them at once.
+    pub fn try_write(&self, bytes: &[u8]) {
+        let _best_effort = self.stream.borrow().try_write(bytes);
+    }
+
+    fn poll_fill(&self, cx: &mut Context<'_>, expected: u64) -> Poll<io::Result<usize>> {
+        self.inbox.borrow_mut().poll_fill(
+            &mut *self.stream.borrow_mut(),
+            &mut self.worker.scratch.borrow_mut(),
+            expected,
+            cx,
+        )
     }
 }
 
-impl AsyncRead for DownstreamIo {
+/// The connection without HTTP, for a tunnel and for the last goodbye.
+pub struct Raw<'a>(pub &'a Connection);
+
+impl Raw<'_> {
+    /// What was read already.
+    pub fn take_read(&self) -> BytesMut {
+        std::mem::take(&mut self.0.inbox.borrow_mut().bytes)
+    }
+
+    /// Says that nothing more will be sent.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub async fn finish(&mut self) -> io::Result<()> {
+        self.shutdown().await
+    }
+}
+
+impl AsyncRead for Raw<'_> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let io = self.get_mut();
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut io.stream).poll_read(cx, buf);
-        if polled.is_ready() && buf.filled().len() > before {
-            io.connection.watch.received();
-        }
-        polled
+        Pin::new(&mut *self.0.stream.borrow_mut()).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for DownstreamIo {
+impl AsyncWrite for Raw<'_> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let io = self.get_mut();
-        let polled = Pin::new(&mut io.stream).poll_write(cx, buf);
-        io.note_written(polled.is_pending());
-        polled
+        Pin::new(&mut *self.0.stream.borrow_mut()).poll_write(cx, buf)
     }
 
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let io = self.get_mut();
-        let polled = Pin::new(&mut io.stream).poll_write_vectored(cx, bufs);
-        io.note_written(polled.is_pending());
-        polled
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    /// hyper flushes when its own buffer is empty: between two messages. That is the one moment at
-    /// which something of ours can be written between them.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let io = self.get_mut();
-        if io.connection.watch.should_look() && io.has_ended(cx) {
-            io.connection.watch.give(Order::Leave);
-        }
-        if io.connection.informational.is_waiting() {
-            let polled = io.connection.informational.poll_write(&mut io.stream, cx);
-            io.note_written(polled.is_pending());
-            return polled;
-        }
-        ready!(Pin::new(&mut io.stream).poll_flush(cx))?;
-        io.connection.flushed();
-        if std::mem::take(&mut io.was_blocked) {
-            // hyper may have read a request while it could not write, and would not look at it again
-            // before the client sends more.
-            cx.waker().wake_by_ref();
-        }
-        Poll::Ready(Ok(()))
+        Pin::new(&mut *self.0.stream.borrow_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        Pin::new(&mut *self.0.stream.borrow_mut()).poll_shutdown(cx)
     }
 }

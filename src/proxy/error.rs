@@ -5,6 +5,10 @@ use std::{error::Error, fmt, io};
 
 use http::StatusCode;
 
+use super::{
+    connection::BrokenBody,
+    http1::{framing::Unclear, head::BadHead},
+};
 use crate::policy::{FailureKind, Outcome};
 
 /// A request that we do not forward, and why the client is told so.
@@ -13,6 +17,12 @@ pub enum Refusal {
     /// The message is not valid HTTP/1.1, or ambiguous.
     #[error("{0}")]
     Bad(&'static str),
+    /// Its head cannot be read.
+    #[error("{0}")]
+    Head(#[from] BadHead),
+    /// It is not clear where its body ends.
+    #[error("where the request ends is not clear: {0}")]
+    Unclear(#[from] Unclear),
     /// `CONNECT` and `TRACE` are not for a reverse proxy.
     #[error("this method is not allowed here")]
     Method,
@@ -34,8 +44,8 @@ pub enum RequestError {
     #[error("{0}")]
     Refused(#[from] Refusal),
     /// Its body broke off or is malformed.
-    #[error("the request body could not be read")]
-    Body,
+    #[error("the request body could not be read: {0}")]
+    Body(#[from] BrokenBody),
     /// The upstream failed.
     #[error("{0}")]
     Upstream(#[from] UpstreamError),
@@ -50,11 +60,27 @@ pub struct UpstreamError {
     pub source: Option<Box<dyn Error + Send + Sync>>,
 }
 
+impl Refusal {
+    /// The status that the client gets.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Refusal::Bad(_) | Refusal::Head(BadHead::Malformed(_)) => StatusCode::BAD_REQUEST,
+            Refusal::Head(BadHead::TargetTooLong) => StatusCode::URI_TOO_LONG,
+            Refusal::Head(BadHead::TooLarge) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Refusal::Head(BadHead::Version) => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            // RFC 9112 section 6.1.
+            Refusal::Unclear(Unclear::UnknownCoding) => StatusCode::NOT_IMPLEMENTED,
+            Refusal::Unclear(_) => StatusCode::BAD_REQUEST,
+            Refusal::Method => StatusCode::METHOD_NOT_ALLOWED,
+        }
+    }
+}
+
 impl RequestError {
     /// Whose fault it is.
     pub fn origin(&self) -> Origin {
         match self {
-            RequestError::Refused(_) | RequestError::Body => Origin::Downstream,
+            RequestError::Refused(_) | RequestError::Body(_) => Origin::Downstream,
             RequestError::Upstream(_) => Origin::Upstream,
         }
     }
@@ -62,8 +88,8 @@ impl RequestError {
     /// The status that the client gets.
     pub fn status(&self) -> StatusCode {
         match self {
-            RequestError::Refused(Refusal::Bad(_)) | RequestError::Body => StatusCode::BAD_REQUEST,
-            RequestError::Refused(Refusal::Method) => StatusCode::METHOD_NOT_ALLOWED,
+            RequestError::Refused(refusal) => refusal.status(),
+            RequestError::Body(_) => StatusCode::BAD_REQUEST,
             RequestError::Upstream(error) => match error.kind {
                 FailureKind::Timeout | FailureKind::ConnectTimeout => StatusCode::GATEWAY_TIMEOUT,
                 FailureKind::Unresolved
@@ -141,32 +167,6 @@ impl fmt::Display for Chain<'_> {
     }
 }
 
-/// The error of a body on its way through: it makes hyper break off the message that it belongs to.
-#[derive(Debug, thiserror::Error)]
-pub enum BodyError {
-    /// The client's request body broke off or is malformed.
-    #[error("the request body could not be read: {0}")]
-    Downstream(#[source] hyper::Error),
-    /// The upstream's response body broke off or is malformed.
-    #[error("the response body could not be read: {0}")]
-    Upstream(#[source] hyper::Error),
-}
-
-/// Tells hyper to close a connection without an answer.
-#[derive(Debug, thiserror::Error)]
-#[error("the client has left")]
-pub struct ClientGone;
-
-/// What a hyper client error means, when no response head came.
-pub fn classify(error: hyper::Error) -> UpstreamError {
-    let kind = if error.is_parse() || error.is_parse_too_large() {
-        FailureKind::Malformed
-    } else {
-        FailureKind::Reset
-    };
-    UpstreamError::caused(kind, error)
-}
-
 /// What failing to connect means.
 pub fn classify_connect(error: io::Error) -> UpstreamError {
     let kind = match error.kind() {
@@ -193,7 +193,7 @@ mod tests {
             );
         }
         for (error, status) in [
-            (RequestError::Body, 400),
+            (RequestError::from(BrokenBody::Cut), 400),
             (Refusal::Bad("x").into(), 400),
             (Refusal::Method.into(), 405),
         ] {

@@ -4,29 +4,23 @@
 //! cannot do anything twice. A request is sent again on another connection for the same reason only:
 //! the one from the pool had been closed before a byte of the request left.
 
-use std::{rc::Rc, time::Duration};
+use std::{future::poll_fn, rc::Rc, time::Duration};
 
-use bytes::Bytes;
-use http::{
-    HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE},
-    request::Parts,
-    uri::PathAndQuery,
-};
-use hyper::body::Incoming;
-use tokio::sync::oneshot;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header::UPGRADE};
 use tracing::{Level, debug, enabled};
 
 use super::{
     body::{Body, RequestBody, ResponseBody},
+    call::{Call, CallError, Upload},
     connection::Connection,
-    error::{Refusal, RequestError, UpstreamError, classify},
+    error::{RequestError, UpstreamError},
     headers,
-    pool::{Lease, Pool, Upgraded},
+    message::{RequestHead, ResponseHead},
+    pool::Pool,
     record::Record,
+    service::{Reply, Then},
     upgrade::Tunnel,
-    uri,
-    watch::Watch,
+    uri::Target as RequestTarget,
 };
 use crate::{
     clock,
@@ -40,41 +34,44 @@ pub struct Exchange<'a> {
     pub connection: &'a Rc<Connection>,
     /// The configuration that this request goes by.
     pub config: &'a Config,
-    /// The trimmed request target.
-    pub target: PathAndQuery,
+    /// The head, stripped and prepared; its target is trimmed.
+    pub head: &'a RequestHead,
     /// The protocol that the client asks to switch to.
     pub upgrade: Option<HeaderValue>,
-    /// The client's version of HTTP.
-    pub version: Version,
 }
 
-/// An upstream's answer, and the connection that it came by.
+/// An upstream's answer, and the connection that it comes by.
 struct Answer {
-    response: Response<Incoming>,
-    lease: Lease,
-    tunnel: Option<oneshot::Receiver<Upgraded>>,
+    head: ResponseHead,
+    call: Call,
 }
 
 /// A request that got no answer; given back where nothing of it was sent.
 struct Unanswered<E = RequestError> {
     error: E,
-    unsent: Option<Request<RequestBody>>,
+    unsent: Option<Upload>,
+}
+
+/// What all requests to any upstream have in common.
+struct Message<'a> {
+    method: &'a Method,
+    target: &'a RequestTarget,
+    headers: &'a HeaderMap,
+    upgrade: Option<&'a HeaderValue>,
 }
 
 impl Exchange<'_> {
-    /// Sends the request (`head` stripped and prepared) where its reason leads.
+    /// Sends the request where its reason leads.
     ///
     /// # Errors
     /// No upstream gave a usable answer.
-    pub async fn run(
-        self,
-        head: Parts,
-        body: RequestBody,
-        mut record: Record,
-    ) -> Result<Response<Body>, RequestError> {
+    pub async fn run(self, body: RequestBody, mut record: Record) -> Result<Reply, RequestError> {
         let target = record.reason().target();
-        let request = self.request(head, body, target);
-        let unanswered = match self.send(target, request).await {
+        let mut upload = Upload::new(body);
+        if self.config.log.request_body && enabled!(Level::DEBUG) {
+            upload.body().logged(target);
+        }
+        let unanswered = match self.send(target, upload).await {
             Ok(answer) => return self.pass_on(target, answer, record),
             Err(unanswered) => unanswered,
         };
@@ -88,12 +85,8 @@ impl Exchange<'_> {
     }
 
     /// The canary could not be reached: main answers, and the client does not notice.
-    async fn fall_back(
-        self,
-        request: Request<RequestBody>,
-        mut record: Record,
-    ) -> Result<Response<Body>, RequestError> {
-        match self.send(Target::Main, request).await {
+    async fn fall_back(self, unsent: Upload, mut record: Record) -> Result<Reply, RequestError> {
+        match self.send(Target::Main, unsent).await {
             Ok(answer) => {
                 record.fell_back(FallbackOutcome::Answered);
                 self.pass_on(Target::Main, answer, record)
@@ -108,57 +101,30 @@ impl Exchange<'_> {
         }
     }
 
-    /// All of the request that is the same for either upstream.
-    fn request(&self, head: Parts, body: RequestBody, target: Target) -> Request<RequestBody> {
-        let body = match self.config.log.request_body && enabled!(Level::DEBUG) {
-            true => body.logged(target),
-            false => body,
-        };
-        let mut request = Request::from_parts(head, body);
-        // What hyper's server left there is not for hyper's client.
-        request.extensions_mut().clear();
-        *request.version_mut() = Version::HTTP_11;
-        frame(&mut request);
-        if let Some(protocol) = &self.upgrade {
-            headers::ask_upgrade(request.headers_mut(), protocol.clone());
-        }
-        if self.version == Version::HTTP_11 {
-            self.connection.pass_informational(&mut request);
-        }
-        request
-    }
-
-    async fn send(
-        &self,
-        target: Target,
-        mut request: Request<RequestBody>,
-    ) -> Result<Answer, Unanswered> {
+    async fn send(&self, target: Target, upload: Upload) -> Result<Answer, Unanswered> {
         let (upstream, pool) = match target {
             Target::Main => (&self.config.main, &self.connection.worker.pools.main),
             Target::Canary => (&self.config.canary, &self.connection.worker.pools.canary),
         };
-        *request.uri_mut() = uri::on(upstream, &self.target).map_err(|_| Unanswered {
-            error: Refusal::Bad("the request target cannot be put behind the base path").into(),
-            unsent: None,
-        })?;
-        request
-            .headers_mut()
-            .insert(HOST, upstream.host_header.clone());
+        let message = Message {
+            method: &self.head.method,
+            target: &self.head.target,
+            headers: &self.head.headers,
+            upgrade: self.upgrade.as_ref(),
+        };
         if enabled!(Level::DEBUG) {
-            log_head(target, &request, &self.target);
+            message.log(target, upload.length());
         }
-        let watch = &self.connection.watch;
-        match send_once(watch, pool, upstream, request, self.upgrade.is_some()).await {
-            Ok(answer) => Ok(answer),
-            Err(Unanswered { error, unsent }) => {
-                // Our own upload makes hyper fail too, when the client breaks it off.
-                let error = match self.connection.has_broken_body() {
-                    true => RequestError::Body,
-                    false => RequestError::Upstream(error),
-                };
-                Err(Unanswered { error, unsent })
-            }
-        }
+        let informed = self.head.version == Version::HTTP_11;
+        send_once(self.connection, pool, upstream, &message, upload, informed)
+            .await
+            .map_err(|Unanswered { error, unsent }| Unanswered {
+                error: match error {
+                    CallError::Client(broken) => broken.into(),
+                    CallError::Upstream(error) => error.into(),
+                },
+                unsent,
+            })
     }
 
     fn pass_on(
@@ -166,13 +132,8 @@ impl Exchange<'_> {
         target: Target,
         answer: Answer,
         mut record: Record,
-    ) -> Result<Response<Body>, RequestError> {
-        let Answer {
-            response,
-            lease,
-            tunnel,
-        } = answer;
-        let (mut head, incoming) = response.into_parts();
+    ) -> Result<Reply, RequestError> {
+        let Answer { mut head, call } = answer;
         if enabled!(Level::DEBUG) {
             debug!(
                 from = target.label(),
@@ -181,21 +142,12 @@ impl Exchange<'_> {
                 "answered"
             );
         }
-        if head.headers.contains_key(TRANSFER_ENCODING) && head.headers.contains_key(CONTENT_LENGTH)
-        {
-            // Whoever reads it next may believe the other one (RFC 9112 section 6.3).
-            let error = UpstreamError::caused(
-                FailureKind::Malformed,
-                "it has both a Content-Length and a Transfer-Encoding",
-            );
-            record.failed(target, &error);
-            return Err(error.into());
-        }
-        let protocol = head.headers.get(UPGRADE).cloned();
-        headers::strip_hop_by_hop(&mut head.headers);
-        head.version = Version::HTTP_11;
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            let (Some(tunnel), Some(protocol)) = (tunnel, protocol) else {
+            let protocol = head.headers.get(UPGRADE).cloned();
+            headers::strip_hop_by_hop(&mut head.headers);
+            let (Some(_), Some(protocol), Some((io, read))) =
+                (&self.upgrade, protocol, call.into_tunnel())
+            else {
                 let error = UpstreamError::caused(
                     FailureKind::Malformed,
                     "it answered 101, which nobody had asked for",
@@ -203,27 +155,26 @@ impl Exchange<'_> {
                 record.failed(target, &error);
                 return Err(error.into());
             };
-            headers::ask_upgrade(&mut head.headers, protocol);
-            self.connection.switch(Tunnel(tunnel));
-            let body = Body::text(Bytes::new(), self.connection);
-            return Ok(Response::from_parts(head, body));
+            return Ok(Reply {
+                head,
+                body: Body::Text(bytes::Bytes::new()),
+                then: Then::Tunnel(protocol, Box::new(Tunnel { io, read })),
+            });
         }
+        headers::strip_hop_by_hop(&mut head.headers);
         if Outcome::of_status(head.status.as_u16()) == Outcome::Failure {
             // Known for sure from the head; a success is one when its last byte has come.
             record.settle(Outcome::Failure);
         }
-        let length_known = head.headers.contains_key(CONTENT_LENGTH);
-        if self.version == Version::HTTP_10 && !length_known {
-            self.connection.note_close_delimited();
-        }
-        let mut body = ResponseBody::new(incoming, target, lease, record);
+        let mut body = ResponseBody::new(call, target, record);
         if self.config.log.response_body && enabled!(Level::DEBUG) {
-            body = body.logged();
+            body.logged();
         }
-        Ok(Response::from_parts(
+        Ok(Reply {
             head,
-            Body::upstream(body, self.connection),
-        ))
+            body: Body::Upstream(Box::new(body)),
+            then: Then::Next,
+        })
     }
 }
 
@@ -231,48 +182,53 @@ impl Exchange<'_> {
 /// before the request left. Connecting has its own timeout, so that a request is still in hand when
 /// that is over; `timeout` bounds both.
 async fn send_once(
-    watch: &Watch,
+    connection: &Connection,
     pool: &Rc<Pool>,
     upstream: &Upstream,
-    mut request: Request<RequestBody>,
-    asks_upgrade: bool,
-) -> Result<Answer, Unanswered<UpstreamError>> {
+    message: &Message<'_>,
+    mut upload: Upload,
+    informed: bool,
+) -> Result<Answer, Unanswered<CallError>> {
     let deadline = clock::now() + upstream.client.timeout;
+    let Message {
+        method,
+        target,
+        headers,
+        upgrade,
+    } = *message;
+    upload.address(upstream, method, target, headers, upgrade);
     loop {
-        let mut lease = match pool.lease(upstream).await {
+        let lease = match pool.lease(upstream).await {
             Ok(lease) => lease,
             Err(error) => {
                 return Err(Unanswered {
-                    error,
-                    unsent: Some(request),
+                    error: error.into(),
+                    unsent: Some(upload),
                 });
             }
         };
-        let tunnel = asks_upgrade.then(|| lease.upgraded());
         let reused = lease.reused;
-        match watch.within(deadline, lease.send(request)).await {
-            Ok(Ok(response)) => {
-                return Ok(Answer {
-                    response,
-                    lease,
-                    tunnel,
-                });
-            }
-            Ok(Err(mut failed)) => match failed.take_message() {
-                Some(unsent) if reused => request = unsent,
-                unsent => {
-                    return Err(Unanswered {
-                        error: classify(failed.into_error()),
-                        unsent,
-                    });
-                }
-            },
+        let mut call = Call::new(lease, upload);
+        let client = informed.then_some(connection);
+        let response = poll_fn(|cx| call.poll_response(method, client, cx));
+        let error = match connection.watch.within(deadline, response).await {
+            Ok(Ok(head)) => return Ok(Answer { head, call }),
+            Ok(Err(error)) => error,
             Err(_elapsed) => {
                 return Err(Unanswered {
-                    error: UpstreamError::new(FailureKind::Timeout),
+                    error: UpstreamError::new(FailureKind::Timeout).into(),
                     unsent: None,
                 });
             }
+        };
+        let unsent = match error {
+            // Of what the client broke off there is nothing to send to anybody.
+            CallError::Client(_) => None,
+            CallError::Upstream(_) => Some(call.into_upload()).filter(Upload::is_unsent),
+        };
+        match unsent {
+            Some(unsent) if reused => upload = unsent,
+            unsent => return Err(Unanswered { error, unsent }),
         }
     }
 }
@@ -285,51 +241,46 @@ pub async fn ask(
     connection: &Connection,
     pool: &Rc<Pool>,
     upstream: &Upstream,
-    mut request: Request<RequestBody>,
-) -> Result<(Response<Incoming>, Lease), UpstreamError> {
-    frame(&mut request);
-    match send_once(&connection.watch, pool, upstream, request, false).await {
-        Ok(Answer {
-            response, lease, ..
-        }) => Ok((response, lease)),
-        Err(Unanswered { error, .. }) => Err(error),
+    head: &RequestHead,
+    headers: &HeaderMap,
+    body: RequestBody,
+) -> Result<(StatusCode, Call), UpstreamError> {
+    let message = Message {
+        method: &head.method,
+        target: &head.target,
+        headers,
+        upgrade: None,
+    };
+    let upload = Upload::new(body);
+    match send_once(connection, pool, upstream, &message, upload, false).await {
+        Ok(Answer { head, .. }) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
+            Err(UpstreamError::caused(
+                FailureKind::Malformed,
+                "it answered 101, which nobody had asked for",
+            ))
+        }
+        Ok(Answer { head, call }) => Ok((head.status, call)),
+        Err(Unanswered { error, .. }) => match error {
+            CallError::Upstream(error) => Err(error),
+            // It is given a body that is whole.
+            CallError::Client(broken) => Err(UpstreamError::caused(FailureKind::Reset, broken)),
+        },
     }
 }
 
-/// Says explicitly how the body is framed. hyper would guess for some methods that there is none:
-/// a `GET` with chunks lost them.
-fn frame(request: &mut Request<RequestBody>) {
-    let has_body = !hyper::body::Body::is_end_stream(request.body());
-    let length = request.body().length();
-    let usually_has_body = matches!(
-        *request.method(),
-        Method::POST | Method::PUT | Method::PATCH
-    );
-    let headers = request.headers_mut();
-    match length {
-        // A length of zero is only worth saying where a body is expected (RFC 9110 section 8.6).
-        Some(0) if !usually_has_body && !headers.contains_key(CONTENT_LENGTH) => {}
-        Some(length) => {
-            headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-        }
-        None if has_body => {
-            headers.remove(CONTENT_LENGTH);
-            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
-        None => {}
+impl Message<'_> {
+    /// The head of a request as it goes out, for the debug log; credentials are masked. The target is
+    /// shown without what the configuration puts before it, where a key may be.
+    fn log(&self, target: Target, length: Option<u64>) {
+        debug!(
+            to = target.label(),
+            method = %self.method,
+            uri = %String::from_utf8_lossy(self.target.as_bytes()),
+            length,
+            headers_json = headers::masked(self.headers).as_str(),
+            "forwarding"
+        );
     }
-}
-
-/// The head of a request as it goes out, for the debug log; credentials are masked. The URI is shown
-/// without what the configuration puts before it, where a key may be.
-fn log_head(target: Target, request: &Request<RequestBody>, uri: &PathAndQuery) {
-    debug!(
-        to = target.label(),
-        method = %request.method(),
-        %uri,
-        headers_json = headers::masked(request.headers()).as_str(),
-        "forwarding"
-    );
 }
 
 /// How long an upstream may take to answer after a request body's last progress.

@@ -6,17 +6,18 @@
 
 use std::net::IpAddr;
 
+use bytes::{BufMut, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Version,
     header::{
-        AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, PROXY_AUTHENTICATE,
-        PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+        AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
+        CONTENT_TYPE, COOKIE, EXPECT, HOST, MAX_FORWARDS, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+        RANGE, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
     },
-    request::Parts,
     uri::Authority,
 };
 
-use super::error::Refusal;
+use super::{error::Refusal, http1::head, message::RequestHead};
 
 /// Who decides, where the client may.
 pub const X_CANARY: HeaderName = HeaderName::from_static("x-canary");
@@ -43,18 +44,45 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 /// What `Connection` cannot have removed: the framing and routing of the message hang on it.
 const NOT_REMOVABLE: [HeaderName; 3] = [HOST, CONTENT_LENGTH, TRAILER];
 
+/// What may not come after the content (RFC 9110 section 6.5.1): framing, routing, authentication,
+/// and what says how the content is to be read.
+const NOT_IN_TRAILERS: [HeaderName; 22] = [
+    AUTHORIZATION,
+    CACHE_CONTROL,
+    CONNECTION,
+    CONTENT_ENCODING,
+    CONTENT_LENGTH,
+    CONTENT_RANGE,
+    CONTENT_TYPE,
+    COOKIE,
+    EXPECT,
+    HOST,
+    KEEP_ALIVE,
+    MAX_FORWARDS,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    PROXY_CONNECTION,
+    RANGE,
+    SET_COOKIE,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    X_CANARY,
+];
+
 /// Refuses what may not be forwarded at all.
 ///
 /// # Errors
 /// The refusal that the client gets.
-pub fn vet(head: &Parts) -> Result<(), Refusal> {
+pub fn vet(head: &RequestHead) -> Result<(), Refusal> {
     if head.method == Method::CONNECT || head.method == Method::TRACE {
         return Err(Refusal::Method);
     }
     // RFC 9112 section 3.2: exactly one valid Host, or 400.
     let mut hosts = head.headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
-        (Some(host), None) if is_valid_host(host) => Ok(()),
+        (Some(host), None) if is_valid_host(host.as_bytes()) => Ok(()),
         (None, _) if head.version < Version::HTTP_11 => Ok(()),
         (None, _) => Err(Refusal::Bad("the Host header is missing")),
         (Some(_), Some(_)) => Err(Refusal::Bad("there is more than one Host header")),
@@ -62,16 +90,17 @@ pub fn vet(head: &Parts) -> Result<(), Refusal> {
     }
 }
 
-/// An empty value is what RFC 9112 section 3.2 has clients send where the target has no authority.
-fn is_valid_host(host: &HeaderValue) -> bool {
-    let Ok(host) = host.to_str() else {
-        return false;
-    };
-    host.is_empty()
-        || host.parse::<Authority>().is_ok_and(|host| {
-            let port = &host.as_str()[host.host().len()..];
-            !host.as_str().contains('@') && (matches!(port, "" | ":") || host.port_u16().is_some())
-        })
+/// `host [ ":" port ]` (RFC 9110 section 7.2). It may be empty, which is what RFC 9112 section 3.2 has
+/// clients send where the target has no authority.
+pub fn is_valid_host(host: &[u8]) -> bool {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
+    if host.iter().all(plain) {
+        return true;
+    }
+    Authority::try_from(host).is_ok_and(|host| {
+        let port = &host.as_str()[host.host().len()..];
+        !host.as_str().contains('@') && (matches!(port, "" | ":") || host.port_u16().is_some())
+    })
 }
 
 /// The protocol that a request asks to switch to, if it may: a tunnel is made for HTTP/1.1 requests
@@ -79,11 +108,11 @@ fn is_valid_host(host: &HeaderValue) -> bool {
 ///
 /// # Errors
 /// A request with a body: whose bytes would be whose after the switch?
-pub fn wanted_upgrade(head: &Parts, has_body: bool) -> Result<Option<HeaderValue>, Refusal> {
+pub fn wanted_upgrade(head: &RequestHead, has_body: bool) -> Result<Option<HeaderValue>, Refusal> {
     let Some(protocol) = head.headers.get(UPGRADE) else {
         return Ok(None);
     };
-    let named = connection_tokens(&head.headers).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    let named = connection_says(&head.headers, "upgrade");
     let h2c = || {
         protocol.to_str().is_ok_and(|protocols| {
             protocols
@@ -159,9 +188,21 @@ pub fn prepare(headers: &mut HeaderMap, client: &HeaderValue) {
 }
 
 /// Asks for the switch again, on our own connection to the upstream or the client.
-pub fn ask_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
-    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(UPGRADE, protocol);
+pub fn put_upgrade(head: &mut BytesMut, protocol: &HeaderValue) {
+    head.put_slice(b"connection: upgrade\r\n");
+    head::put_field(head, &UPGRADE, protocol.as_bytes());
+}
+
+/// Takes off the trailer fields that may not be any.
+pub fn keep_allowed_trailers(trailers: &mut HeaderMap) {
+    for name in &NOT_IN_TRAILERS {
+        trailers.remove(name);
+    }
+}
+
+/// Whether `Connection` holds this token.
+pub fn connection_says(headers: &HeaderMap, token: &str) -> bool {
+    connection_tokens(headers).any(|one| one.eq_ignore_ascii_case(token))
 }
 
 /// The address of a client as `X-Forwarded-For` shows it. An IPv4 client of a dual-stack listener is
@@ -213,6 +254,7 @@ fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::uri::Target;
 
     fn map(lines: &[(&'static str, &'static str)]) -> HeaderMap {
         lines
@@ -309,11 +351,13 @@ mod tests {
         );
     }
 
-    fn head(version: Version, lines: &[(&'static str, &'static str)]) -> Parts {
-        let mut request = http::Request::new(());
-        *request.version_mut() = version;
-        *request.headers_mut() = map(lines);
-        request.into_parts().0
+    fn head(version: Version, lines: &[(&'static str, &'static str)]) -> RequestHead {
+        RequestHead {
+            method: Method::GET,
+            target: Target::parse(&Method::GET, "/".into()).unwrap(),
+            version,
+            headers: map(lines),
+        }
     }
 
     #[test]

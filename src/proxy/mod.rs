@@ -8,32 +8,37 @@
 //! |---|---|
 //! | [`listener`] | binds the sockets and accepts |
 //! | [`worker`] | the thread: runtime, accepted connections, sweep of deadlines, drain |
-//! | [`connection`] | one client connection: drives hyper, timeouts, 1xx, lingering close |
+//! | [`conversation`] | the requests of one client, one after the other; how a connection ends |
+//! | [`connection`] | what a client connection has received and has yet to send |
+//! | [`http1`] | HTTP/1.1 as bytes: what is understood, and what is refused |
 //! | [`watch`] | what a connection waits for and since when |
 //! | [`service`] | the pipeline |
-//! | [`headers`], [`uri`] | what of a message is passed on, and how it is rewritten |
+//! | [`message`], [`headers`], [`uri`] | message heads; what is passed on, and how it is rewritten |
 //! | [`sidecar`] | asks main or canary |
 //! | [`forward`] | sends to an upstream, falls back to main |
+//! | [`call`] | one request to an upstream, and its response |
 //! | [`pool`], [`connect`] | upstream connections |
 //! | [`body`] | request and response bodies on their way through |
-//! | [`informational`], [`trailers`] | what hyper does not send, written past it |
 //! | [`upgrade`] | tunnels after a `101` |
 //! | [`record`] | settles permit, tally and log once per request |
 //! | [`error`] | what can fail, and which status that is |
 
 pub mod body;
+pub mod call;
 pub mod connect;
 pub mod connection;
+pub mod conversation;
+pub mod date;
 pub mod error;
 pub mod forward;
 pub mod headers;
-pub mod informational;
+pub mod http1;
 pub mod listener;
+pub mod message;
 pub mod pool;
 pub mod record;
 pub mod service;
 pub mod sidecar;
-pub mod trailers;
 pub mod upgrade;
 pub mod uri;
 pub mod watch;

@@ -1,7 +1,7 @@
 //! The pipeline: the whole life of one request, top to bottom.
 //!
 //! Facts of the request → [`decide()`] → (the sidecar) → a permit, or main → [`forward`] → the
-//! response. Its body settles permit and tally when it ends ([`super::body`]).
+//! reply. Its body settles permit and tally when it ends ([`super::body`]).
 //!
 //! A new rule about *where* a request goes is a variant of [`Reason`] and an arm in
 //! [`crate::policy::decide`]; a new limit is a condition in [`crate::state::admission`]; a new
@@ -12,24 +12,23 @@ use std::{rc::Rc, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode,
-    header::{ALLOW, CONNECTION, CONTENT_TYPE},
+    HeaderValue, Method, StatusCode,
+    header::{ALLOW, CONTENT_TYPE},
 };
-use hyper::body::{Body as _, Incoming};
 use tracing::debug;
 
 use super::{
     body::{Body, RequestBody},
     connection::Connection,
-    error::{Chain, ClientGone, Origin, Refusal, RequestError},
+    error::{Chain, Refusal, RequestError},
     forward::{self, Exchange},
     headers,
+    message::{RequestHead, ResponseHead},
     record::Record,
-    sidecar, uri,
-    watch::Stage,
+    sidecar,
+    upgrade::Tunnel,
 };
 use crate::{
-    clock,
     policy::{
         Decision, Facts, Reason, Target,
         decide::{after_sidecar, decide, forced_by_header},
@@ -40,54 +39,51 @@ use crate::{
 /// The path that is answered by the router itself.
 const HEALTH: &str = "/application/health";
 
-/// Answers one request.
-///
-/// # Errors
-/// None that the client could be told of: it has left.
-pub async fn handle(
-    request: Request<Incoming>,
-    connection: Rc<Connection>,
-) -> Result<Response<Body>, ClientGone> {
-    let started = clock::now();
-    connection.watch.enter(Stage::Request, started);
-    let mut response = match route(request, &connection, started).await {
-        Ok(response) => response,
-        Err(error) => {
-            if error.origin() == Origin::Downstream {
-                connection.note_unread_body();
-            }
-            explain(&error, &connection)
-        }
-    };
-    if connection.worker.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("close"));
+/// What the client gets.
+pub struct Reply {
+    /// The head; how the body is framed is not in it, except for a `Content-Length`.
+    pub head: ResponseHead,
+    /// The body.
+    pub body: Body,
+    /// How the connection goes on.
+    pub then: Then,
+}
+
+/// How a connection goes on after a response.
+pub enum Then {
+    /// With the next request, if the client likes.
+    Next,
+    /// It closes: what follows on it cannot be trusted to be a request.
+    Close,
+    /// It speaks another protocol, this one.
+    Tunnel(HeaderValue, Box<Tunnel>),
+}
+
+/// Answers one request. Its body is read from the connection.
+pub async fn handle(request: RequestHead, connection: &Rc<Connection>, started: Instant) -> Reply {
+    match route(request, connection, started).await {
+        Ok(reply) => reply,
+        Err(error) => explain(&error),
     }
-    connection.ready_for_response().await;
-    connection.watch.enter(Stage::Response, clock::now());
-    Ok(response)
 }
 
 async fn route(
-    request: Request<Incoming>,
+    mut head: RequestHead,
     connection: &Rc<Connection>,
     started: Instant,
-) -> Result<Response<Body>, RequestError> {
-    if is_health_check(&request) {
-        return Ok(Response::new(Body::text("OK", connection)));
+) -> Result<Reply, RequestError> {
+    headers::vet(&head)?;
+    if is_health_check(&head) {
+        return Ok(text(StatusCode::OK, "OK"));
     }
     let worker = &connection.worker;
     let snapshot = worker.snapshot.current();
     let config = &snapshot.config;
 
-    let (mut head, body) = request.into_parts();
-    headers::vet(&head)?;
-    let upgrade = headers::wanted_upgrade(&head, !body.is_end_stream())?;
+    let upgrade = headers::wanted_upgrade(&head, !connection.is_body_over())?;
     headers::strip_hop_by_hop(&mut head.headers);
     headers::prepare(&mut head.headers, &connection.forwarded_for);
-    let target = uri::trimmed(&head.uri, &config.trim_prefix)
-        .map_err(|_| Refusal::Bad("the request target has no path behind the prefix"))?;
+    head.target = head.target.trimmed(&config.trim_prefix);
 
     let facts = Facts {
         forced: forced_by_header(
@@ -98,35 +94,32 @@ async fn route(
         limits: worker.admission.spent(),
     };
     let timeout = forward::response_timeout(config);
-    let stream = |body| RequestBody::streaming(Bytes::new(), body, connection, timeout);
+    let stream = || RequestBody::streaming(Bytes::new(), connection, timeout);
     let (reason, body) = match (decide(facts, snapshot.rules), &config.sidecar) {
-        (Decision::Route(reason), _) => (reason, stream(body)),
+        (Decision::Route(reason), _) => (reason, stream()),
         // The rules ask for a sidecar only where there is one.
-        (Decision::AskSidecar(_), None) => (Reason::NoSidecar, stream(body)),
+        (Decision::AskSidecar(_), None) => (Reason::NoSidecar, stream()),
         (Decision::AskSidecar(statuses), Some(sidecar)) => {
-            let (answer, body) =
-                sidecar::ask(connection, sidecar, &head, &target, body, timeout).await?;
+            let (answer, body) = sidecar::ask(connection, sidecar, &head, timeout).await?;
             (after_sidecar(answer, statuses), body)
         }
     };
 
     let (reason, permit) = admit(reason, &worker.admission);
     let record = Record::new(Rc::clone(worker), reason, started, permit);
-    let version = head.version;
     Exchange {
         connection,
         config,
-        target,
+        head: &head,
         upgrade,
-        version,
     }
-    .run(head, body, record)
+    .run(body, record)
     .await
 }
 
 /// HEAD is GET without the body (RFC 9110 section 9.3.2), and some probes prefer it.
-fn is_health_check(request: &Request<Incoming>) -> bool {
-    request.uri().path() == HEALTH && matches!(*request.method(), Method::GET | Method::HEAD)
+fn is_health_check(head: &RequestHead) -> bool {
+    head.target.path() == HEALTH.as_bytes() && matches!(head.method, Method::GET | Method::HEAD)
 }
 
 /// A request for the canary needs a permit; refused, it goes to main.
@@ -142,29 +135,31 @@ fn admit(reason: Reason, admission: &Arc<Admission>) -> (Reason, Option<Permit>)
 }
 
 /// The answer to a request that no upstream answered.
-fn explain(error: &RequestError, connection: &Rc<Connection>) -> Response<Body> {
+pub fn explain(error: &RequestError) -> Reply {
     debug!(error = %Chain(error), "request not forwarded");
-    let status = error.status();
-    let text = format!("canary-router: {error}\n");
-    let mut response = Response::new(Body::text(text, connection));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
+    let mut reply = text(error.status(), format!("canary-router: {error}\n"));
+    let headers = &mut reply.head.headers;
     headers.insert(
         CONTENT_TYPE,
         HeaderValue::from_static("text/plain; charset=utf-8"),
     );
     match error {
-        // What follows on this connection cannot be trusted to be a request.
-        RequestError::Refused(Refusal::Bad(_)) | RequestError::Body => {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
         RequestError::Refused(Refusal::Method) => {
             headers.insert(
                 ALLOW,
                 HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
             );
         }
+        RequestError::Refused(_) | RequestError::Body(_) => reply.then = Then::Close,
         RequestError::Upstream(_) => {}
     }
-    response
+    reply
+}
+
+fn text(status: StatusCode, text: impl Into<Bytes>) -> Reply {
+    Reply {
+        head: ResponseHead::new(status),
+        body: Body::Text(text.into()),
+        then: Then::Next,
+    }
 }

@@ -5,30 +5,27 @@
 //! request is none the worse: the answer is main within the sidecar's timeout, the upstream gets the
 //! request whole, and no more than `max-body` of it is held in memory.
 
-use std::rc::Rc;
+use std::{
+    future::poll_fn,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
 
 use bytes::{Bytes, BytesMut};
-use http::{
-    HeaderMap, HeaderValue, Request, Version,
-    header::{CONTENT_LENGTH, HOST},
-    request::Parts,
-    uri::PathAndQuery,
-};
-use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
+use http::{HeaderMap, HeaderValue};
 use tokio::task::spawn_local;
 use tracing::{debug, warn};
 
 use super::{
     body::RequestBody,
+    call::Call,
     connection::Connection,
     error::{Chain, RequestError},
     forward,
     headers::X_CANARY_BODY,
-    pool::Lease,
-    uri,
+    message::{Frame, RequestHead},
 };
-use crate::{clock, config::Sidecar, policy::SidecarAnswer, proxy::error::Refusal};
+use crate::{clock, config::Sidecar, policy::SidecarAnswer};
 
 /// How much of a sidecar's response body is read so that its connection can be used again.
 const DRAINED_BYTES: usize = 64 << 10;
@@ -39,8 +36,8 @@ const FIRST_ALLOCATION: usize = 16 << 10;
 struct Collected {
     read: Bytes,
     trailers: Option<HeaderMap>,
-    /// What is still to come; `None` for a body that is whole.
-    rest: Option<Incoming>,
+    /// Whether that is all of it.
+    whole: bool,
 }
 
 /// Asks. Gives back the answer, and the request body for the upstream.
@@ -50,23 +47,37 @@ struct Collected {
 pub async fn ask(
     connection: &Rc<Connection>,
     sidecar: &Sidecar,
-    head: &Parts,
-    target: &PathAndQuery,
-    body: Incoming,
+    head: &RequestHead,
     response_timeout: std::time::Duration,
 ) -> Result<(SidecarAnswer, RequestBody), RequestError> {
-    let collected = collect(connection, body, sidecar).await?;
-    let question = question(sidecar, head, target, &collected)?;
-    let body = match collected.rest {
-        None => RequestBody::whole(collected.read, collected.trailers),
-        Some(rest) => RequestBody::streaming(collected.read, rest, connection, response_timeout),
+    let Collected {
+        read,
+        trailers,
+        whole,
+    } = collect(connection, sidecar).await?;
+    let given = read.slice(..read.len().min(sidecar.max_body));
+    let partial = !whole || given.len() < read.len();
+    let body = match whole {
+        true => RequestBody::whole(read, trailers),
+        false => RequestBody::streaming(read, connection, response_timeout),
     };
-    let pools = &connection.worker.pools;
-    let answer = match forward::ask(connection, &pools.sidecar, &sidecar.upstream, question).await {
-        Ok((response, lease)) => {
-            let status = response.status().as_u16();
-            drain(response.into_body(), lease, sidecar);
-            SidecarAnswer::Status(status)
+    // The header is ours to say, so a client cannot.
+    let changed = (partial || head.headers.contains_key(X_CANARY_BODY)).then(|| {
+        let mut headers = head.headers.clone();
+        headers.remove(X_CANARY_BODY);
+        if partial {
+            headers.insert(X_CANARY_BODY, HeaderValue::from_static("partial"));
+        }
+        headers
+    });
+    let headers = changed.as_ref().unwrap_or(&head.headers);
+    let pool = &connection.worker.pools.sidecar;
+    let given = RequestBody::whole(given, None);
+    let asked = forward::ask(connection, pool, &sidecar.upstream, head, headers, given).await;
+    let answer = match asked {
+        Ok((status, call)) => {
+            drain(call, sidecar);
+            SidecarAnswer::Status(status.as_u16())
         }
         Err(error) => {
             if let Some(suppressed) = connection.worker.warnings.sidecar.allow() {
@@ -81,133 +92,77 @@ pub async fn ask(
 
 /// Reads the body, up to `max-body`. A client that pauses for longer than the sidecar's timeout is
 /// not waited for either: it may be waiting for a response to what it has sent.
-async fn collect(
-    connection: &Rc<Connection>,
-    mut body: Incoming,
-    sidecar: &Sidecar,
-) -> Result<Collected, RequestError> {
+async fn collect(connection: &Connection, sidecar: &Sidecar) -> Result<Collected, RequestError> {
     let mut read = BytesMut::new();
     let mut only: Option<Bytes> = None;
-    loop {
+    let mut trailers = None;
+    let whole = loop {
         let length = read.len() + only.as_ref().map_or(0, Bytes::len);
-        if Body::is_end_stream(&body) {
-            return Ok(Collected {
-                read: joined(only, read),
-                trailers: None,
-                rest: None,
-            });
+        if connection.is_body_over() {
+            break true;
         }
         if length > sidecar.max_body {
-            return Ok(Collected {
-                read: joined(only, read),
-                trailers: None,
-                rest: Some(body),
-            });
+            break false;
         }
         let deadline = clock::now() + sidecar.upstream.client.timeout;
         connection.watch.reading_body(true);
-        let frame = connection.watch.within(deadline, body.frame()).await;
+        let frame = poll_fn(|cx| connection.poll_body(cx));
+        let frame = connection.watch.within(deadline, frame).await;
         connection.watch.reading_body(false);
-        let frame = match frame {
-            Err(_elapsed) => {
-                let read = joined(only, read);
-                return Ok(Collected {
-                    read,
-                    trailers: None,
-                    rest: Some(body),
-                });
-            }
-            Ok(None) => {
-                return Ok(Collected {
-                    read: joined(only, read),
-                    trailers: None,
-                    rest: None,
-                });
-            }
+        let data = match frame {
+            Err(_elapsed) => break false,
+            Ok(None) => break true,
             Ok(Some(Err(error))) => {
                 debug!(%error, "the request body broke off");
-                return Err(RequestError::Body);
+                return Err(error.into());
             }
-            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Ok(Frame::Trailers(fields)))) => {
+                trailers = Some(fields);
+                break true;
+            }
+            Ok(Some(Ok(Frame::Data(data)))) => data,
         };
-        match frame.into_data() {
-            // Most bodies are one piece, which is not copied. Of many small pieces each one would
-            // keep the whole buffer alive that it was read into; copied they take what they are.
-            Ok(data) if length == 0 => only = Some(data),
-            Ok(data) => {
-                if let Some(first) = only.take() {
-                    let expected = Body::size_hint(&body).lower() as usize;
-                    read.reserve(first.len() + data.len() + expected.min(FIRST_ALLOCATION));
-                    read.extend_from_slice(&first);
-                }
-                read.extend_from_slice(&data);
-            }
-            Err(frame) => {
-                let trailers = frame.into_trailers().ok();
-                return Ok(Collected {
-                    read: joined(only, read),
-                    trailers,
-                    rest: None,
-                });
-            }
+        // Most bodies are one piece, which is not copied. Of many small pieces each one would keep the
+        // whole buffer alive that it was read into; copied they take what they are.
+        if length == 0 {
+            only = Some(data);
+            continue;
         }
-    }
-}
-
-fn joined(only: Option<Bytes>, read: BytesMut) -> Bytes {
-    only.unwrap_or_else(|| read.freeze())
-}
-
-fn question(
-    sidecar: &Sidecar,
-    head: &Parts,
-    target: &PathAndQuery,
-    collected: &Collected,
-) -> Result<Request<RequestBody>, RequestError> {
-    let given = collected
-        .read
-        .slice(..collected.read.len().min(sidecar.max_body));
-    let partial = collected.rest.is_some() || given.len() < collected.read.len();
-    let mut question = Request::new(RequestBody::whole(given, None));
-    *question.method_mut() = head.method.clone();
-    *question.version_mut() = Version::HTTP_11;
-    *question.uri_mut() = uri::on(&sidecar.upstream, target)
-        .map_err(|_| Refusal::Bad("the request target cannot be put behind the base path"))?;
-    let headers = question.headers_mut();
-    *headers = head.headers.clone();
-    headers.insert(HOST, sidecar.upstream.host_header.clone());
-    headers.remove(CONTENT_LENGTH);
-    // Ours to say, so a client cannot.
-    headers.remove(X_CANARY_BODY);
-    if partial {
-        headers.insert(X_CANARY_BODY, HeaderValue::from_static("partial"));
-    }
-    Ok(question)
+        if let Some(first) = only.take() {
+            let expected = connection.body_length().unwrap_or(0) as usize;
+            read.reserve(first.len() + data.len() + expected.min(FIRST_ALLOCATION));
+            read.extend_from_slice(&first);
+        }
+        read.extend_from_slice(&data);
+    };
+    Ok(Collected {
+        read: only.unwrap_or_else(|| read.freeze()),
+        trailers,
+        whole,
+    })
 }
 
 /// Reads what the sidecar says beyond its status, so that the connection can be used again; not for
 /// ever, and nobody waits for it.
-fn drain(mut body: Incoming, lease: Lease, sidecar: &Sidecar) {
-    if Body::is_end_stream(&body) {
-        return lease.give_back();
+fn drain(mut call: Call, sidecar: &Sidecar) {
+    // Most have said it already.
+    let mut cx = Context::from_waker(Waker::noop());
+    while let Poll::Ready(frame) = call.poll_frame(&mut cx) {
+        if !matches!(frame, Some(Ok(Frame::Data(_)))) || call.is_over() {
+            return;
+        }
     }
     let timeout = sidecar.upstream.client.timeout;
     spawn_local(async move {
         let mut drained = 0;
         let read_all = async {
-            loop {
-                match body.frame().await {
-                    None => return true,
-                    Some(Err(_)) => return false,
-                    Some(Ok(frame)) => drained += frame.data_ref().map_or(0, Bytes::len),
-                }
+            while let Some(Ok(Frame::Data(data))) = poll_fn(|cx| call.poll_frame(cx)).await {
+                drained += data.len();
                 if drained > DRAINED_BYTES {
-                    return false;
+                    break;
                 }
             }
         };
-        if let Ok(true) = tokio::time::timeout(timeout, read_all).await {
-            lease.give_back();
-        }
+        let _dropped_when_late = tokio::time::timeout(timeout, read_all).await;
     });
 }

@@ -1,15 +1,17 @@
 //! Tunnels: what follows a `101` is no longer HTTP, and is copied both ways until both ends close.
 
 use bytes::Bytes;
-use tokio::{
-    io::{self, AsyncRead, AsyncWrite, AsyncWriteExt},
-    sync::oneshot,
-};
+use tokio::io::{self, AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use super::pool::Upgraded;
+use super::connect::UpstreamIo;
 
-/// A tunnel that is agreed on: the client's half is handed over when its `101` has been written.
-pub struct Tunnel(pub oneshot::Receiver<Upgraded>);
+/// A tunnel that is agreed on.
+pub struct Tunnel {
+    /// The upstream's end.
+    pub io: UpstreamIo,
+    /// What the upstream sent behind its `101`.
+    pub read: Bytes,
+}
 
 impl Tunnel {
     /// Copies until both directions have ended. `read` is what came from the client before the
@@ -17,21 +19,15 @@ impl Tunnel {
     ///
     /// # Errors
     /// Either side broke off; the other one is closed then too.
-    pub async fn run<C>(self, client: &mut C, read: Bytes) -> io::Result<()>
+    pub async fn run<C>(mut self, client: &mut C, read: &[u8]) -> io::Result<()>
     where
         C: AsyncRead + AsyncWrite + Unpin,
     {
-        let Ok(mut upstream) = self.0.await else {
-            return Err(io::Error::new(
-                io::ErrorKind::ConnectionAborted,
-                "the upstream has left",
-            ));
-        };
-        client.write_all(&upstream.read).await?;
+        client.write_all(&self.read).await?;
         client.flush().await?;
-        upstream.io.write_all(&read).await?;
-        upstream.io.flush().await?;
-        io::copy_bidirectional(client, &mut upstream.io).await?;
+        self.io.write_all(read).await?;
+        self.io.flush().await?;
+        io::copy_bidirectional(client, &mut self.io).await?;
         Ok(())
     }
 }

@@ -1,80 +1,130 @@
 //! Request targets: the prefix that is trimmed, and the base that is put before.
 //!
 //! Bytes are never decoded, cleaned or re-encoded: `%2F`, `//` and `..` reach the upstream as the
-//! client wrote them.
+//! client wrote them, and so does what RFC 3986 does not have in a path but browsers send.
 
-use http::uri::{InvalidUri, PathAndQuery, Uri};
+use bytes::{BufMut, Bytes, BytesMut};
+use http::Method;
+use memchr::memchr;
 
+use super::headers;
 use crate::config::Upstream;
 
-/// The path and query of a request with `prefix` taken off the path.
-///
-/// Only at a segment border: `/foo` leaves `/foobar` alone. What is left starts with a slash. An
-/// absolute-form target (RFC 9112 section 3.2.2) is reduced to its path; `*` stays.
-///
-/// # Errors
-/// None for a target that was parsed before; the signature is the parser's.
-pub fn trimmed(uri: &Uri, prefix: &str) -> Result<PathAndQuery, InvalidUri> {
-    let Some(target) = uri.path_and_query() else {
-        return Ok(PathAndQuery::from_static("/"));
-    };
-    if prefix.is_empty() {
-        return Ok(target.clone());
-    }
-    let Some(rest) = target.path().strip_prefix(prefix) else {
-        return Ok(target.clone());
-    };
-    let path = match (rest.starts_with('/'), prefix.ends_with('/')) {
-        (true, _) => rest.to_owned(),
-        (false, true) => format!("/{rest}"),
-        (false, false) if rest.is_empty() => "/".to_owned(),
-        (false, false) => return Ok(target.clone()),
-    };
-    match target.query() {
-        Some(query) => PathAndQuery::try_from(format!("{path}?{query}")),
-        None => PathAndQuery::try_from(path),
-    }
-}
+/// Path and query of a request. Either `*`, or it starts with a slash; it holds neither blanks nor
+/// controls nor a fragment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target(Bytes);
 
-/// The target as `upstream` sees it: base path and path joined with exactly one slash, both queries
-/// joined with `&`.
-///
-/// # Errors
-/// None for parts that were parsed before; the signature is the parser's.
-pub fn on(upstream: &Upstream, target: &PathAndQuery) -> Result<Uri, InvalidUri> {
-    let target = match (upstream.base_path.as_str(), upstream.query.as_deref()) {
-        ("", None) => target.clone(),
-        (base, base_query) => {
-            let path = target.path();
-            let mut joined = String::with_capacity(
-                base.len() + target.as_str().len() + base_query.map_or(0, str::len) + 2,
-            );
-            joined.push_str(base);
-            match (base.ends_with('/'), path.starts_with('/')) {
-                (true, true) => joined.push_str(&path[1..]),
-                (false, false) if !base.is_empty() => {
-                    joined.push('/');
-                    joined.push_str(path);
-                }
-                _ => joined.push_str(path),
-            }
-            match (base_query, target.query()) {
-                (None, None) => {}
-                (Some(query), None | Some("")) | (None, Some(query)) => {
-                    joined.push('?');
-                    joined.push_str(query);
-                }
-                (Some(base_query), Some(query)) => {
-                    joined.push('?');
-                    joined.push_str(base_query);
-                    joined.push('&');
-                    joined.push_str(query);
-                }
-            }
-            PathAndQuery::try_from(joined)?
+impl Target {
+    /// Judges the target of a request line. An absolute one (RFC 9112 section 3.2.2) is reduced to its
+    /// path: a reverse proxy knows its upstreams without it.
+    ///
+    /// # Errors
+    /// What is wrong, for the client.
+    pub fn parse(method: &Method, target: Bytes) -> Result<Target, &'static str> {
+        if target.iter().any(|byte| matches!(byte, 0..=b' ' | 127)) {
+            return Err("the request target contains a blank or a control character");
         }
-    };
-    Ok(Uri::from(target))
+        if memchr(b'#', &target).is_some() {
+            return Err("the request target contains a fragment");
+        }
+        match target.first() {
+            Some(b'/') => return Ok(Target(target)),
+            // An authority; no upstream gets to see such a request anyway.
+            _ if *method == Method::CONNECT => return Ok(Target(Bytes::from_static(b"*"))),
+            Some(b'*') if target.len() == 1 && *method == Method::OPTIONS => {
+                return Ok(Target(target));
+            }
+            _ => {}
+        }
+        let behind_scheme = ["http://", "https://"].into_iter().find_map(|scheme| {
+            let start = target.get(..scheme.len())?;
+            start
+                .eq_ignore_ascii_case(scheme.as_bytes())
+                .then_some(scheme.len())
+        });
+        let start = behind_scheme.ok_or("the request target is not a path")?;
+        let rest = &target[start..];
+        let end = rest
+            .iter()
+            .position(|byte| matches!(byte, b'/' | b'?'))
+            .unwrap_or(rest.len());
+        if end == 0 || !headers::is_valid_host(&rest[..end]) {
+            return Err("the request target has no valid authority");
+        }
+        Ok(match rest.get(end) {
+            None => Target(Bytes::from_static(b"/")),
+            Some(b'/') => Target(target.slice(start + end..)),
+            Some(_) => Target([b"/", &rest[end..]].concat().into()),
+        })
+    }
+
+    /// As it was written.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Up to the query.
+    pub fn path(&self) -> &[u8] {
+        &self.0[..self.path_length()]
+    }
+
+    /// What follows the first question mark, if there is one.
+    pub fn query(&self) -> Option<&[u8]> {
+        self.0.get(self.path_length() + 1..)
+    }
+
+    fn path_length(&self) -> usize {
+        memchr(b'?', &self.0).unwrap_or(self.0.len())
+    }
+
+    /// With `prefix` taken off the path. Only at a segment border: `/foo` leaves `/foobar` alone.
+    /// What is left starts with a slash; `*` stays.
+    #[must_use]
+    pub fn trimmed(&self, prefix: &str) -> Target {
+        let trimmed = || {
+            let rest = self.path().strip_prefix(prefix.as_bytes())?;
+            let behind = prefix.len();
+            match (rest.first(), prefix.ends_with('/')) {
+                (Some(b'/'), _) => Some(self.0.slice(behind..)),
+                // The slash is the prefix's own last one.
+                (_, true) => Some(self.0.slice(behind - 1..)),
+                (None, false) => Some([b"/", &self.0[behind..]].concat().into()),
+                (Some(_), false) => None,
+            }
+        };
+        match prefix.is_empty() {
+            true => self.clone(),
+            false => trimmed().map_or_else(|| self.clone(), Target),
+        }
+    }
+
+    /// Writes the target as `upstream` sees it: base path and path joined with exactly one slash, both
+    /// queries joined with `&`.
+    pub fn put_on(&self, upstream: &Upstream, out: &mut BytesMut) {
+        let (base, base_query) = (upstream.base_path.as_bytes(), upstream.query.as_deref());
+        out.reserve(base.len() + self.0.len() + base_query.map_or(0, str::len) + 2);
+        let path = match base_query {
+            None => &self.0[..],
+            Some(_) => self.path(),
+        };
+        out.put_slice(base);
+        match (base.ends_with(b"/"), path.starts_with(b"/")) {
+            (true, true) => out.put_slice(&path[1..]),
+            (false, false) if !base.is_empty() => {
+                out.put_u8(b'/');
+                out.put_slice(path);
+            }
+            _ => out.put_slice(path),
+        }
+        let Some(base_query) = base_query else { return };
+        out.put_u8(b'?');
+        out.put_slice(base_query.as_bytes());
+        if let Some(query @ [_, ..]) = self.query() {
+            out.put_u8(b'&');
+            out.put_slice(query);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -82,10 +132,66 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
+    fn parse(target: &str) -> Result<Target, &'static str> {
+        let bytes = Bytes::copy_from_slice(target.as_bytes());
+        Target::parse(&Method::OPTIONS, bytes)
+    }
+
+    fn text(bytes: &[u8]) -> String {
+        String::from_utf8(bytes.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_target_is_a_path_and_stays_as_it_is() {
+        for target in [
+            "/",
+            "//",
+            "/a/../b",
+            "/%00%2F%2e",
+            "/a?b?c",
+            "/?",
+            "*",
+            "/<>`\"{}|^\\",
+            "/\u{e9}",
+            "/a@b:c",
+        ] {
+            assert_eq!(text(parse(target).unwrap().as_bytes()), target);
+        }
+        for (target, path) in [
+            ("http://h", "/"),
+            ("HTTPS://h:1/a?b", "/a?b"),
+            ("http://h?b", "/?b"),
+            ("http://[::1]/a", "/a"),
+        ] {
+            assert_eq!(text(parse(target).unwrap().as_bytes()), path);
+        }
+        for target in [
+            "",
+            "a",
+            "a/b",
+            "**",
+            "*/",
+            "?",
+            "/a b",
+            "/a#b",
+            "/\t",
+            "/\u{7f}",
+            "http://",
+            "http:///a",
+            "http://u@h/",
+            "ftp://h/",
+            "http:/a",
+            "://h/",
+            "http://h:x/",
+        ] {
+            assert!(parse(target).is_err(), "{target}");
+        }
+        let star = Target::parse(&Method::GET, Bytes::from_static(b"*"));
+        assert!(star.is_err());
+    }
+
     fn trim(target: &str, prefix: &str) -> String {
-        trimmed(&target.parse().unwrap(), prefix)
-            .unwrap()
-            .to_string()
+        text(parse(target).unwrap().trimmed(prefix).as_bytes())
     }
 
     #[test]
@@ -117,14 +223,14 @@ mod tests {
     }
 
     fn join(base: &str, target: &str) -> String {
-        let text = format!(
+        let file = format!(
             r#"{{"main-target": "http://h{base}", "canary-target": "http://c",
                 "router-server": {{"host": "h", "port": 1}}}}"#
         );
-        let config = Config::parse("test.json", &text).unwrap();
-        on(&config.main, &target.parse().unwrap())
-            .unwrap()
-            .to_string()
+        let config = Config::parse("test.json", &file).unwrap();
+        let mut out = BytesMut::new();
+        parse(target).unwrap().put_on(&config.main, &mut out);
+        text(&out)
     }
 
     #[test]

@@ -35,14 +35,14 @@ pub enum Stage {
 /// What the connection's task is told to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// Finish the request in flight, if there is one, and close.
+    /// Wait for no further request.
     Drain,
     /// The client let us wait for too long: close.
     Expire,
     /// The process ends: close whatever is going on.
     Cut,
-    /// The client has left: nothing that is going on is of use to anybody.
-    Leave,
+    /// See whether the client has left: then nothing that is going on is of use to anybody.
+    Look,
 }
 
 /// The limits on waiting for a client.
@@ -57,8 +57,7 @@ pub struct Patience {
 /// How long a drain leaves a connection open on which a request may be on its way to us.
 const DRAIN_GRACE: Duration = Duration::from_millis(100);
 
-/// How often it is looked whether a client that waits is still there. hyper notices by itself, unless
-/// the client had sent more than the request.
+/// How often it is looked whether a client that waits is still there.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// The notes of one connection.
@@ -71,7 +70,6 @@ pub struct Watch {
     deadline: Cell<Option<Instant>>,
     deadline_paused: Cell<bool>,
     deadline_passed: Cell<bool>,
-    look: Cell<bool>,
     looked: Cell<Instant>,
     order: Cell<Option<Order>>,
     drain_ordered: Cell<bool>,
@@ -93,7 +91,6 @@ impl Watch {
             deadline: Cell::new(None),
             deadline_paused: Cell::new(false),
             deadline_passed: Cell::new(false),
-            look: Cell::new(false),
             looked: Cell::new(clock::now()),
             order: Cell::new(None),
             drain_ordered: Cell::new(false),
@@ -146,11 +143,6 @@ impl Watch {
         self.deadline_paused.set(false);
     }
 
-    /// Whether something is still to be written.
-    pub fn is_write_blocked(&self) -> bool {
-        self.write_blocked.get()
-    }
-
     /// Awaits `future` until `deadline`; a future that is ready wins. One at a time per connection.
     ///
     /// # Errors
@@ -177,11 +169,6 @@ impl Watch {
         .await
     }
 
-    /// Whether to look for the client now; [`Order::Leave`] if it is not there.
-    pub fn should_look(&self) -> bool {
-        self.look.take()
-    }
-
     /// Called by the connection's task whenever it runs.
     pub fn orders(&self, waker: &Waker) -> Option<Order> {
         let mut slot = self.waker.borrow_mut();
@@ -201,11 +188,6 @@ impl Watch {
         if let Some(waker) = self.waker.borrow().as_ref() {
             waker.wake_by_ref();
         }
-    }
-
-    /// The connection's task, once it has run.
-    pub fn waker(&self) -> Option<Waker> {
-        self.waker.borrow().clone()
     }
 
     /// Called by the worker a few times a second: wakes the connection's task where something is
@@ -228,9 +210,9 @@ impl Watch {
         };
 
         let drained = draining.is_some_and(|started| match stage {
-            Stage::Request | Stage::Response | Stage::Finishing => true,
-            Stage::Fresh | Stage::Idle => late(started, DRAIN_GRACE),
-            Stage::Head => false,
+            // Their responses say that the connection closes, as far as they have not begun.
+            Stage::Request | Stage::Response | Stage::Finishing | Stage::Head => false,
+            Stage::Fresh | Stage::Idle => late(started.max(since), DRAIN_GRACE),
         });
         let overdue = !self.deadline_paused.get()
             && self.deadline.get().is_some_and(|deadline| deadline <= now);
@@ -245,7 +227,7 @@ impl Watch {
             && late(self.looked.get().max(since), LOOK)
         {
             self.looked.set(now);
-            self.look.set(true);
+            self.order.set(Some(Order::Look));
         } else if !overdue {
             return;
         }
@@ -288,7 +270,34 @@ mod tests {
     fn after(watch: &Watch, seconds: u64, draining: Option<Instant>) -> Option<Order> {
         let now = clock::now() + Duration::from_secs(seconds);
         watch.check(now, &PATIENCE, draining);
-        watch.orders(Waker::noop())
+        // That the client is looked for has a test of its own.
+        watch
+            .orders(Waker::noop())
+            .filter(|order| *order != Order::Look)
+    }
+
+    #[test]
+    fn a_client_that_waits_is_looked_for_now_and_then() {
+        for (stage, looked_for) in [
+            (Stage::Fresh, false),
+            (Stage::Idle, false),
+            (Stage::Head, false),
+            (Stage::Request, true),
+            (Stage::Response, true),
+            (Stage::Finishing, false),
+        ] {
+            let watch = Watch::new();
+            let start = clock::now();
+            watch.enter(stage, start);
+            let look = |after: Duration| {
+                watch.check(start + after, &PATIENCE, None);
+                watch.orders(Waker::noop()) == Some(Order::Look)
+            };
+            assert!(!look(LOOK / 2), "{stage:?}");
+            assert_eq!(look(LOOK * 2), looked_for, "{stage:?}");
+            assert!(!look(LOOK * 2 + LOOK / 2), "{stage:?}");
+            assert_eq!(look(LOOK * 3), looked_for, "{stage:?}");
+        }
     }
 
     #[test]
@@ -361,9 +370,14 @@ mod tests {
         let watch = Watch::new();
         watch.enter(Stage::Head, clock::now());
         assert_eq!(after(&watch, 1, draining), None);
-        watch.enter(Stage::Request, clock::now());
-        assert_eq!(after(&watch, 1, draining), Some(Order::Drain));
+        for stage in [Stage::Request, Stage::Response, Stage::Finishing] {
+            watch.enter(stage, clock::now());
+            assert_eq!(after(&watch, 1, draining), None, "{stage:?}");
+        }
+        watch.enter(Stage::Idle, clock::now() + Duration::from_secs(1));
         assert_eq!(after(&watch, 1, draining), None);
+        assert_eq!(after(&watch, 2, draining), Some(Order::Drain));
+        assert_eq!(after(&watch, 3, draining), None);
 
         let idle = Watch::new();
         idle.enter(Stage::Idle, clock::now());

@@ -21,8 +21,11 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    connect::TlsSettings,
-    connection::{self, Connection},
+    connect::{Tls, TlsSettings},
+    connection::Connection,
+    conversation,
+    date::Date,
+    http1::inbox::{self, Scratch},
     listener,
     pool::{Pool, Room},
     record::Warnings,
@@ -54,6 +57,10 @@ pub struct Worker {
     pub warnings: Warnings,
     /// The largest request head.
     pub max_header_bytes: usize,
+    /// Where all connections read into.
+    pub scratch: Rc<RefCell<Scratch>>,
+    /// The value of `Date`, brought up to date by the sweep of deadlines.
+    pub date: RefCell<Date>,
     draining: Cell<Option<Instant>>,
     connections: RefCell<Slab<Rc<Connection>>>,
     emptied: Notify,
@@ -119,7 +126,10 @@ impl Worker {
         let share = |limit: usize| Room::new(limit.div_ceil(workers.max(1)));
         let services = share(config.main.client.max_idle_conns);
         let client = config.main.client;
-        let service = |room| Pool::new(tls.services.clone(), room, client.idle_conn_timeout);
+        let scratch = Rc::new(RefCell::new(inbox::scratch()));
+        let pool =
+            |tls: Tls, room, idle_timeout| Pool::new(tls, room, Rc::clone(&scratch), idle_timeout);
+        let service = |room| pool(tls.services.clone(), room, client.idle_conn_timeout);
         let sidecar = config
             .sidecar
             .as_ref()
@@ -131,14 +141,16 @@ impl Worker {
             pools: Pools {
                 main: service(Rc::clone(&services)),
                 canary: service(services),
-                sidecar: Pool::new(
-                    tls.sidecar,
+                sidecar: pool(
+                    tls.sidecar.clone(),
                     share(sidecar.max_idle_conns),
                     sidecar.idle_conn_timeout,
                 ),
             },
             warnings: Warnings::default(),
             max_header_bytes: config.server.max_header_bytes,
+            scratch,
+            date: RefCell::default(),
             draining: Cell::new(None),
             connections: RefCell::new(Slab::new()),
             emptied: Notify::new(),
@@ -146,7 +158,7 @@ impl Worker {
     }
 
     fn serve(self: &Rc<Self>, (stream, peer): (TcpStream, std::net::SocketAddr)) {
-        let connection = Connection::new(Rc::clone(self), peer);
+        let connection = Connection::new(Rc::clone(self), stream, peer);
         let key = self.connections.borrow_mut().insert(Rc::clone(&connection));
         let registration = Registration {
             worker: Rc::clone(self),
@@ -154,7 +166,7 @@ impl Worker {
         };
         spawn_local(async move {
             let _until_it_ends = registration;
-            connection::serve(stream, connection).await;
+            conversation::serve(connection).await;
         });
     }
 
@@ -165,6 +177,7 @@ impl Worker {
         loop {
             ticks.tick().await;
             let now = clock::now();
+            self.date.borrow_mut().refresh();
             for (_, connection) in self.connections.borrow().iter() {
                 connection.watch.check(now, &patience, self.draining.get());
             }

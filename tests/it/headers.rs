@@ -456,10 +456,10 @@ async fn a_head_of_over_64_kib_is_431() {
 
 /// `max-header-bytes` counts the request line too.
 #[tokio::test]
-async fn a_request_target_of_70_kb_is_431() {
+async fn a_request_target_of_70_kb_is_414() {
     let target = "x".repeat(70_000);
     let request = format!("GET /{target} HTTP/1.1\r\nhost: h\r\n\r\n");
-    assert_eq!(refused(&request).await, (431, true));
+    assert_eq!(refused(&request).await, (414, true));
 }
 
 #[tokio::test]

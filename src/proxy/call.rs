@@ -1,0 +1,445 @@
+//! One request to an upstream and its response, polled by the client's own task: no second task, and
+//! no wake-up between two.
+//!
+//! The request goes on being sent for as long as the response is read, and after it: neither waits for
+//! the other. Where sending fails, what the upstream has answered is still read, since it may have
+//! answered and closed before it had read all (an early 413).
+
+use std::{
+    io,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{
+    HeaderMap, HeaderValue, Method, StatusCode, Version,
+    header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING},
+};
+
+use super::{
+    body::RequestBody,
+    connect::UpstreamIo,
+    connection::{BrokenBody, Connection},
+    error::UpstreamError,
+    headers,
+    http1::{
+        chunked,
+        framing::{self, Decoder, Step},
+        head::{self, Search},
+        outbox::Outbox,
+    },
+    message::{Frame, ResponseHead},
+    pool::Lease,
+    uri::Target,
+};
+use crate::{config::Upstream, policy::FailureKind};
+
+/// The most informational responses that are passed on for one request.
+const MAX_INFORMATIONAL: usize = 16;
+
+/// A request on its way out. Nothing of it belongs to a connection, so it can be taken to another one
+/// as long as nothing was sent.
+pub struct Upload {
+    body: RequestBody,
+    coding: Coding,
+    outbox: Outbox,
+    /// How much of the outbox is the head.
+    head_length: usize,
+    /// Bytes that a connection took.
+    sent: u64,
+    ended: bool,
+}
+
+/// How a request body is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Coding {
+    None,
+    Length(u64),
+    Chunked,
+}
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The client broke its request body off.
+    #[error("{0}")]
+    Client(#[from] BrokenBody),
+    /// The upstream's fault.
+    #[error("{0}")]
+    Upstream(#[from] UpstreamError),
+}
+
+impl Upload {
+    /// Of a request with this body; its head comes with [`Upload::address`].
+    pub fn new(body: RequestBody) -> Upload {
+        let coding = match body.length() {
+            _ if body.is_over() => Coding::None,
+            Some(length) => Coding::Length(length),
+            None => Coding::Chunked,
+        };
+        Upload {
+            ended: body.is_over(),
+            body,
+            coding,
+            outbox: Outbox::default(),
+            head_length: 0,
+            sent: 0,
+        }
+    }
+
+    /// Writes the head for `upstream`, instead of an earlier one of which nothing was sent.
+    pub fn address(
+        &mut self,
+        upstream: &Upstream,
+        method: &Method,
+        target: &Target,
+        headers: &HeaderMap,
+        upgrade: Option<&HeaderValue>,
+    ) {
+        let mut head = BytesMut::with_capacity(512);
+        head.put_slice(method.as_str().as_bytes());
+        head.put_u8(b' ');
+        target.put_on(upstream, &mut head);
+        head.put_slice(b" HTTP/1.1\r\n");
+        head::put_field(&mut head, &HOST, upstream.host_header.as_bytes());
+        for (name, value) in headers {
+            // Ours to say; hop-by-hop fields are gone already.
+            if name != HOST && name != CONTENT_LENGTH {
+                head::put_field(&mut head, name, value.as_bytes());
+            }
+        }
+        match self.coding {
+            Coding::Length(length) => put_length(&mut head, length),
+            Coding::Chunked => head::put_field(&mut head, &TRANSFER_ENCODING, b"chunked"),
+            // A length of zero is only worth saying where a body is expected (RFC 9110 section 8.6).
+            Coding::None
+                if matches!(*method, Method::POST | Method::PUT | Method::PATCH)
+                    || headers.contains_key(CONTENT_LENGTH) =>
+            {
+                put_length(&mut head, 0);
+            }
+            Coding::None => {}
+        }
+        if let Some(protocol) = upgrade {
+            headers::put_upgrade(&mut head, protocol);
+        }
+        head.put_slice(b"\r\n");
+        let earlier = std::mem::replace(&mut self.head_length, head.len());
+        match earlier {
+            0 => *self.outbox.buf() = head,
+            earlier => self.outbox.replace_start(earlier, &head),
+        }
+    }
+
+    /// Its body.
+    pub fn body(&mut self) -> &mut RequestBody {
+        &mut self.body
+    }
+
+    /// Whether nothing of the request can have reached anybody.
+    pub fn is_unsent(&self) -> bool {
+        self.sent == 0
+    }
+
+    /// The length of the body, where it is known.
+    pub fn length(&self) -> Option<u64> {
+        match self.coding {
+            Coding::None => Some(0),
+            Coding::Length(length) => Some(length),
+            Coding::Chunked => None,
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.ended && self.outbox.is_empty()
+    }
+
+    /// Sends; ready when all is sent.
+    fn poll_send(&mut self, io: &mut UpstreamIo, cx: &mut Context<'_>) -> Poll<Result<(), Unsent>> {
+        loop {
+            while !self.ended && !self.outbox.is_full() {
+                match self.body.poll_frame(cx) {
+                    Poll::Ready(Some(Ok(frame))) => self.put(frame),
+                    Poll::Ready(None) => self.end(None),
+                    Poll::Ready(Some(Err(broken))) => {
+                        return Poll::Ready(Err(Unsent::Client(broken)));
+                    }
+                    Poll::Pending => break,
+                }
+            }
+            if self.outbox.is_empty() {
+                return match self.ended {
+                    true => Poll::Ready(Ok(())),
+                    false => Poll::Pending,
+                };
+            }
+            ready!(self.outbox.poll_write(io, cx, &mut self.sent)).map_err(Unsent::Upstream)?;
+        }
+    }
+
+    fn put(&mut self, frame: Frame) {
+        match frame {
+            Frame::Data(data) if self.coding == Coding::Chunked => {
+                chunked::put_size(self.outbox.buf(), data.len());
+                self.outbox.put(data);
+                self.outbox.buf().put_slice(b"\r\n");
+            }
+            Frame::Data(data) => self.outbox.put(data),
+            Frame::Trailers(mut trailers) => {
+                headers::keep_allowed_trailers(&mut trailers);
+                self.end(Some(&trailers));
+            }
+        }
+    }
+
+    fn end(&mut self, trailers: Option<&HeaderMap>) {
+        self.ended = true;
+        if self.coding == Coding::Chunked {
+            chunked::put_end(self.outbox.buf(), trailers);
+        }
+    }
+}
+
+fn put_length(head: &mut BytesMut, length: u64) {
+    head.put_slice(b"content-length: ");
+    head::put_number(head, length);
+    head.put_slice(b"\r\n");
+}
+
+enum Unsent {
+    Client(BrokenBody),
+    Upstream(io::Error),
+}
+
+/// A request that is being sent on a connection, and the response that comes back by it.
+pub struct Call {
+    /// `None` when the connection has gone back to its pool.
+    lease: Option<Lease>,
+    upload: Upload,
+    search: Search,
+    informational: usize,
+    response: Decoder,
+    /// Whether the response is over.
+    over: bool,
+    /// Whether the connection may serve another request.
+    reusable: bool,
+    /// Sending failed; what the upstream has answered is still read.
+    send_failed: Option<io::Error>,
+}
+
+impl Call {
+    /// Sends `upload` on the connection.
+    pub fn new(lease: Lease, upload: Upload) -> Call {
+        Call {
+            lease: Some(lease),
+            upload,
+            search: Search::default(),
+            informational: 0,
+            response: Decoder::ended(),
+            over: false,
+            reusable: false,
+            send_failed: None,
+        }
+    }
+
+    /// Gives the request back, after a failure.
+    pub fn into_upload(self) -> Upload {
+        self.upload
+    }
+
+    /// Sends, and waits for the head of the final response. Informational ones before it go to
+    /// `client`.
+    ///
+    /// # Errors
+    /// The client breaks its body off, or the upstream does not answer properly.
+    pub fn poll_response(
+        &mut self,
+        method: &Method,
+        client: Option<&Connection>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<ResponseHead, CallError>> {
+        if let Poll::Ready(Err(broken)) = self.poll_upload(cx) {
+            return Poll::Ready(Err(broken.into()));
+        }
+        let reset = |error: Option<io::Error>| match error {
+            Some(error) => UpstreamError::caused(FailureKind::Reset, error),
+            None => UpstreamError::new(FailureKind::Reset),
+        };
+        let lease = match (&mut self.lease, self.send_failed.is_some()) {
+            (Some(lease), failed) if !(failed && self.upload.is_unsent()) => lease,
+            _ => return Poll::Ready(Err(reset(self.send_failed.take()).into())),
+        };
+        loop {
+            let parsed = head::parse_response(&mut lease.inbox.bytes, &mut self.search)
+                .map_err(|bad| UpstreamError::caused(FailureKind::Malformed, bad))?;
+            if let Some(head) = parsed {
+                if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS
+                {
+                    // 100 is ours to send: we do when the body is first asked for.
+                    let passed_on = head.status != StatusCode::CONTINUE
+                        && self.informational < MAX_INFORMATIONAL;
+                    if let (true, Some(client)) = (passed_on, client) {
+                        self.informational += 1;
+                        pass_on(head, client, cx);
+                    }
+                    continue;
+                }
+                let framing =
+                    framing::of_response(method, head.status, head.version, &head.headers)
+                        .map_err(|bad| UpstreamError::caused(FailureKind::Malformed, bad))?;
+                self.response = Decoder::new(framing, true);
+                self.reusable = may_be_reused(&head) && self.response.may_be_followed();
+                if head.status != StatusCode::SWITCHING_PROTOCOLS {
+                    self.over = self.response.is_over();
+                    self.give_back();
+                }
+                return Poll::Ready(Ok(head));
+            }
+            match ready!(lease.poll_fill(0, cx)) {
+                Ok(1..) => {}
+                Ok(0) if !lease.inbox.bytes.is_empty() => {
+                    let error = UpstreamError::caused(
+                        FailureKind::Malformed,
+                        "it closed the connection within a response head",
+                    );
+                    return Poll::Ready(Err(error.into()));
+                }
+                Ok(0) => return Poll::Ready(Err(reset(self.send_failed.take()).into())),
+                Err(error) => return Poll::Ready(Err(reset(Some(error)).into())),
+            }
+        }
+    }
+
+    /// Goes on sending the request; ready when there is nothing more to send.
+    ///
+    /// # Errors
+    /// The client breaks its body off.
+    pub fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BrokenBody>> {
+        let Some(lease) = &mut self.lease else {
+            return Poll::Ready(Ok(()));
+        };
+        if self.send_failed.is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        if !self.upload.is_done() {
+            match ready!(self.upload.poll_send(&mut lease.io, cx)) {
+                Ok(()) => {}
+                Err(Unsent::Client(broken)) => {
+                    self.lease = None;
+                    return Poll::Ready(Err(broken));
+                }
+                Err(Unsent::Upstream(error)) => {
+                    self.send_failed = Some(error);
+                    self.reusable = false;
+                }
+            }
+        }
+        self.give_back();
+        Poll::Ready(Ok(()))
+    }
+
+    /// The next piece of the response body.
+    ///
+    /// # Errors
+    /// The upstream breaks its body off, or the client its own.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, CallError>>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(Err(broken)) = self.poll_upload(cx) {
+            return Poll::Ready(Some(Err(broken.into())));
+        }
+        let Some(lease) = &mut self.lease else {
+            return Poll::Ready(None);
+        };
+        let broken = |why: UpstreamError| Poll::Ready(Some(Err(why.into())));
+        let frame = loop {
+            match self.response.step(&mut lease.inbox.bytes) {
+                Ok(Step::Data(data)) => {
+                    // Known at once, so that whoever sends it can say that it was all.
+                    self.over = self.response.is_over();
+                    break Some(Frame::Data(data));
+                }
+                Ok(Step::Trailers(trailers)) => {
+                    self.over = true;
+                    break Some(Frame::Trailers(trailers));
+                }
+                Ok(Step::End) => {
+                    self.over = true;
+                    break None;
+                }
+                Ok(Step::More) => {}
+                Err(bad) => {
+                    return broken(UpstreamError::caused(FailureKind::BodyCut, bad));
+                }
+            }
+            match ready!(lease.poll_fill(self.response.expected(), cx)) {
+                Ok(1..) => {}
+                Ok(0) if matches!(self.response, Decoder::UntilClose) => {
+                    self.over = true;
+                    break None;
+                }
+                Ok(0) => {
+                    return broken(UpstreamError::caused(
+                        FailureKind::BodyCut,
+                        "it closed the connection within a response body",
+                    ));
+                }
+                Err(error) => return broken(UpstreamError::caused(FailureKind::BodyCut, error)),
+            }
+        };
+        if self.over {
+            self.give_back();
+        }
+        Poll::Ready(frame.map(Ok))
+    }
+
+    /// Whether the response is over.
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// Whether request and response are over, and the connection given back or closed.
+    pub fn is_done(&self) -> bool {
+        self.lease.is_none()
+    }
+
+    /// The length of what is left of the response body, where it is known.
+    pub fn length(&self) -> Option<u64> {
+        self.response.length()
+    }
+
+    /// The connection, and what was read of it behind the head of a `101`.
+    pub fn into_tunnel(self) -> Option<(UpstreamIo, Bytes)> {
+        let Lease { io, inbox, .. } = self.lease?;
+        Some((io, inbox.bytes.freeze()))
+    }
+
+    /// Gives the connection back to its pool once request and response are over, or closes it.
+    fn give_back(&mut self) {
+        if !self.over || !(self.upload.is_done() || self.send_failed.is_some()) {
+            return;
+        }
+        if let Some(lease) = self.lease.take()
+            && self.reusable
+        {
+            lease.give_back();
+        }
+    }
+}
+
+fn pass_on(mut head: ResponseHead, client: &Connection, cx: &mut Context<'_>) {
+    headers::strip_hop_by_hop(&mut head.headers);
+    client.put_informational(&head);
+    // What cannot be sent now is sent before the final response.
+    let _later = client.poll_flush(cx);
+}
+
+/// RFC 9112 section 9.3.
+fn may_be_reused(head: &ResponseHead) -> bool {
+    let says = |token: &str| headers::connection_says(&head.headers, token);
+    match head.version {
+        Version::HTTP_11 => !says("close"),
+        _ => says("keep-alive") && !says("close"),
+    }
+}

@@ -1,0 +1,194 @@
+//! Bytes on their way out of a connection.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::io::AsyncWrite;
+
+/// From this length on, a piece of content is not copied.
+const LARGE: usize = 8 << 10;
+
+/// Heads, framing and small pieces are copied together and leave with one write; a large piece goes
+/// out as it is, between what was put in before and after it.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    before: BytesMut,
+    large: Bytes,
+    after: BytesMut,
+}
+
+impl Outbox {
+    /// Where to write heads and framing.
+    pub fn buf(&mut self) -> &mut BytesMut {
+        match self.large.is_empty() {
+            true => &mut self.before,
+            false => &mut self.after,
+        }
+    }
+
+    /// Puts content in. At most one large piece at a time: see [`is_full`](Outbox::is_full).
+    pub fn put(&mut self, data: Bytes) {
+        if data.len() < LARGE || !self.large.is_empty() {
+            self.buf().put_slice(&data);
+        } else {
+            self.large = data;
+        }
+    }
+
+    /// Whether more should be put in only when this has been written.
+    pub fn is_full(&self) -> bool {
+        !self.large.is_empty() || self.before.len() >= LARGE
+    }
+
+    /// Whether all was written.
+    pub fn is_empty(&self) -> bool {
+        self.before.is_empty() && self.large.is_empty() && self.after.is_empty()
+    }
+
+    /// Throws the first `length` bytes away, of which none was written, and puts others there.
+    pub fn replace_start(&mut self, length: usize, start: &[u8]) {
+        let kept = self.before.split_off(length);
+        self.before.clear();
+        self.before.put_slice(start);
+        self.before.unsplit(kept);
+    }
+
+    /// Writes all there is. Says how many bytes went out, also when the end is not yet reached: the
+    /// count is added to `written`.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub fn poll_write<W>(
+        &mut self,
+        io: &mut W,
+        cx: &mut Context<'_>,
+        written: &mut u64,
+    ) -> Poll<io::Result<()>>
+    where
+        W: AsyncWrite + Unpin,
+    {
+        while !self.is_empty() {
+            let took = if self.large.is_empty() {
+                ready!(Pin::new(&mut *io).poll_write(cx, &self.before))?
+            } else {
+                let slices = [
+                    IoSlice::new(&self.before),
+                    IoSlice::new(&self.large),
+                    IoSlice::new(&self.after),
+                ];
+                ready!(Pin::new(&mut *io).poll_write_vectored(cx, &slices))?
+            };
+            if took == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            *written += took as u64;
+            self.took(took);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn took(&mut self, mut took: usize) {
+        let before = took.min(self.before.len());
+        self.before.advance(before);
+        took -= before;
+        let large = took.min(self.large.len());
+        self.large.advance(large);
+        took -= large;
+        self.after.advance(took);
+        if self.large.is_empty() {
+            self.large = Bytes::new();
+            if self.before.is_empty() {
+                self.before = std::mem::take(&mut self.after);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Takes a few bytes at a time, and sometimes none.
+    struct Grudging {
+        taken: Vec<u8>,
+        pieces: Vec<usize>,
+    }
+
+    impl AsyncWrite for Grudging {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            let socket = self.get_mut();
+            let piece = match socket.pieces.pop() {
+                None => buf.len(),
+                Some(0) => return Poll::Pending,
+                Some(piece) => piece.min(buf.len()),
+            };
+            socket.taken.extend_from_slice(&buf[..piece]);
+            Poll::Ready(Ok(piece))
+        }
+
+        fn poll_write_vectored(
+            self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bufs: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            let all: Vec<u8> = bufs.iter().flat_map(|buf| buf.to_vec()).collect();
+            self.poll_write(cx, &all)
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    proptest! {
+        /// What is put in comes out, in that order, however little the socket takes and whenever.
+        #[test]
+        fn everything_goes_out_in_order(
+            sizes in proptest::collection::vec((0usize..20_000, 0u8..4), 1..12),
+            pieces in proptest::collection::vec(0usize..30_000, 0..40),
+        ) {
+            let mut outbox = Outbox::default();
+            let mut socket = Grudging { taken: Vec::new(), pieces };
+            let mut expected = Vec::new();
+            let mut written = 0;
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            for (size, writes) in sizes {
+                let mark = expected.len() as u8;
+                expected.extend_from_slice(b"size\r\n");
+                outbox.buf().put_slice(b"size\r\n");
+                expected.resize(expected.len() + size, mark);
+                outbox.put(Bytes::from(vec![mark; size]));
+                for _ in 0..writes {
+                    let _pending = outbox.poll_write(&mut socket, &mut cx, &mut written);
+                }
+            }
+            while outbox.poll_write(&mut socket, &mut cx, &mut written).is_pending() {}
+            prop_assert!(outbox.is_empty());
+            prop_assert_eq!(written, expected.len() as u64);
+            prop_assert!(socket.taken == expected);
+        }
+    }
+
+    #[test]
+    fn a_start_that_was_not_written_can_be_replaced() {
+        let mut outbox = Outbox::default();
+        outbox.buf().put_slice(b"old head|");
+        outbox.put(Bytes::from_static(b"body"));
+        outbox.replace_start(9, b"a new and longer head|");
+        assert_eq!(&outbox.before[..], b"a new and longer head|body");
+    }
+}
