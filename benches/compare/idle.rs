@@ -1,0 +1,80 @@
+//! What idle connections cost: each makes one request and then stays.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::kit::{
+    load::Load,
+    machine::{Cores, run_on},
+    process::Folder,
+    proxies::{Proxy, Task},
+    upstream::{Role, Upstream},
+    workload::Workload,
+};
+
+/// Resident memory of a proxy, in bytes.
+pub struct Memory {
+    pub proxy: String,
+    pub before: u64,
+    pub after: u64,
+}
+
+/// Few requests at a time, so that it is the idle connections that are seen and not a flood.
+const RATE: u32 = 4_000;
+/// For what a proxy does once a connection has been idle for a while.
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// One turn each: memory repeats well.
+pub fn measure(
+    proxies: &[Proxy],
+    connections: usize,
+    cores: &Cores,
+    folder: &Folder,
+) -> Result<Vec<Memory>> {
+    proxies
+        .iter()
+        .map(|proxy| {
+            let memory = measure_one(proxy, connections, cores, folder)
+                .with_context(|| format!("{proxy}"))?;
+            eprintln!("idle, {proxy}: {} bytes", memory.after);
+            Ok(memory)
+        })
+        .collect()
+}
+
+fn measure_one(
+    proxy: &Proxy,
+    connections: usize,
+    cores: &Cores,
+    folder: &Folder,
+) -> Result<Memory> {
+    run_on(&cores.load)?;
+    let upstream = Upstream::start(Role::Upstream, cores.load_threads())?;
+    run_on(&cores.proxy)?;
+    let task = Task {
+        workers: cores.proxy.len(),
+        connections,
+        upstream: upstream.address,
+        sidecar: None,
+    };
+    let process = proxy.start(&task, folder)?;
+    run_on(&cores.load)?;
+    let before = process.rss_bytes()?;
+    let exchange = Workload::Idle.exchange();
+    let mut load = Load::connect(process.address, connections, &exchange)?;
+    // The open loop takes the connection that has been idle for longest: each of them once.
+    load.open_loop(RATE, connections as u64)?;
+    std::thread::sleep(SETTLE);
+    let after = process.rss_bytes()?;
+    // All of them are still there.
+    load.open_loop(RATE, connections as u64)
+        .context("after the idle time")?;
+    drop(load);
+    process.stop()?;
+    Ok(Memory {
+        proxy: proxy.to_string(),
+        before,
+        after,
+    })
+}

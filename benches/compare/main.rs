@@ -1,0 +1,201 @@
+//! The router beside Debian's nginx and haproxy: CPU time per request, throughput, latency, memory.
+//!
+//! The proxies take turns, round by round, each in a fresh process, so that what else happens on the
+//! machine hits all of them; ratios are made within a round, and it is their median that counts. The
+//! proxy has its own core (one per worker, where there are enough), load generator, upstream and
+//! sidecar share the others. Nothing here goes over a network, and no TLS is spoken.
+//!
+//!     cargo bench --bench compare -- --help
+
+// It prints tables and reads the clock: that is what it is for.
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
+
+#[path = "../kit/mod.rs"]
+// Each bench uses its part of the kit.
+#[allow(dead_code)]
+mod kit;
+
+mod cell;
+mod idle;
+mod table;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, ValueEnum};
+
+use cell::Cell;
+use kit::{
+    machine::{self, Cores},
+    process::Folder,
+    proxies::Proxy,
+    workload::Workload,
+};
+use table::Rounds;
+
+/// Compares builds of the router with Debian's nginx and haproxy, and prints markdown tables.
+///
+/// CPU is the time of all the proxy's threads and processes, user and system, per request, in a
+/// closed loop over keep-alive connections. Latency is from another, open-loop run at a fixed rate,
+/// from the moment a request was due (no coordinated omission). Ratios are taken within a round;
+/// the table has their median and, in brackets, the least and the greatest of them.
+#[derive(Parser)]
+#[command(name = "cargo bench --bench compare --")]
+struct Arguments {
+    /// What to send; without it, everything
+    workloads: Vec<Workload>,
+    /// A build of the router, repeatable; without it, the one that cargo has just built
+    #[arg(long = "router", value_name = "NAME=PATH", value_parser = router)]
+    routers: Vec<Proxy>,
+    /// What to compare with; the first one is what ratios refer to
+    #[arg(long, value_delimiter = ',', default_value = "nginx,haproxy")]
+    against: Vec<Opponent>,
+    /// Rounds in which each proxy has its turn
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Length of each measurement; a turn has two
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Workers of each proxy; several give a table each, and one of how they scale
+    #[arg(long, value_delimiter = ',', default_value = "1,2")]
+    workers: Vec<usize>,
+    /// Keep-alive connections
+    #[arg(long, default_value_t = 64)]
+    connections: usize,
+    /// Requests a second of the open loop, instead of a moderate rate for the workload; 0 for none
+    #[arg(long)]
+    rate: Option<u32>,
+    /// Idle connections of the workload `idle`
+    #[arg(long, default_value_t = 10_000)]
+    idle_connections: usize,
+    /// Given by cargo
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Opponent {
+    /// Debian's nginx
+    Nginx,
+    /// Debian's haproxy
+    Haproxy,
+    /// Nobody: the first router is what ratios refer to
+    None,
+}
+
+fn router(text: &str) -> Result<Proxy> {
+    let (name, binary) = text.split_once('=').context("must be NAME=PATH")?;
+    Ok(Proxy::Router {
+        name: name.into(),
+        binary: binary.into(),
+    })
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(mut arguments: Arguments) -> Result<()> {
+    ensure!(arguments.rounds > 0, "--rounds must be 1 at least");
+    if arguments.routers.is_empty() {
+        arguments.routers.push(Proxy::Router {
+            name: "router".into(),
+            binary: PathBuf::from(env!("CARGO_BIN_EXE_canary-router")),
+        });
+    }
+    if arguments.workloads.is_empty() {
+        arguments.workloads = Workload::value_variants().to_vec();
+    }
+    let all_cores = machine::cores()?;
+    machine::punctual_timers()?;
+    let folder = Folder::new()?;
+
+    for &workload in &arguments.workloads {
+        let proxies = arguments.proxies(workload)?;
+        if workload == Workload::Idle {
+            let cores = Cores::for_workers(1, &all_cores);
+            let measured = idle::measure(&proxies, arguments.idle_connections, &cores, &folder)?;
+            println!("{}", table::idle(arguments.idle_connections, &measured));
+            continue;
+        }
+        let mut by_workers = Vec::new();
+        for &workers in &arguments.workers {
+            let cores = Cores::for_workers(workers, &all_cores);
+            let rounds = arguments.run(workload, &proxies, workers, &cores, &folder)?;
+            println!("{}", table::cells(workload, workers, &cores, &rounds));
+            by_workers.push((workers, cores, rounds));
+        }
+        if let [one, others @ ..] = &by_workers[..] {
+            for other in others {
+                println!("{}", table::scaling(workload, one, other));
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Arguments {
+    /// Who can do this, the one that ratios refer to first. All of them are looked for before the
+    /// first is measured.
+    fn proxies(&self, workload: Workload) -> Result<Vec<Proxy>> {
+        let mut proxies = Vec::new();
+        for opponent in &self.against {
+            match opponent {
+                Opponent::Nginx => {
+                    proxies.push(Proxy::Nginx { buffering: true });
+                    if workload == Workload::Large {
+                        proxies.push(Proxy::Nginx { buffering: false });
+                    }
+                }
+                // It has no way to ask a sidecar over HTTP.
+                Opponent::Haproxy if workload.asks_sidecar() => {}
+                Opponent::Haproxy => proxies.push(Proxy::Haproxy),
+                Opponent::None => {}
+            }
+        }
+        proxies.extend(self.routers.iter().cloned());
+        for proxy in &proxies {
+            proxy.program()?;
+        }
+        Ok(proxies)
+    }
+
+    fn run(
+        &self,
+        workload: Workload,
+        proxies: &[Proxy],
+        workers: usize,
+        cores: &Cores,
+        folder: &Folder,
+    ) -> Result<Rounds> {
+        // Where all share the cores, a latency would tell of the scheduler.
+        let rate = match cores.are_shared() {
+            true => 0,
+            false => self.rate.unwrap_or_else(|| workload.moderate_rate()),
+        };
+        let cell = Cell {
+            workload,
+            workers,
+            cores,
+            connections: self.connections,
+            seconds: self.seconds,
+            rate,
+            folder,
+        };
+        let mut rounds = Rounds::new(proxies, rate);
+        for round in 1..=self.rounds {
+            for (index, proxy) in proxies.iter().enumerate() {
+                let measured = cell.measure(proxy).with_context(|| format!("{proxy}"))?;
+                eprintln!("{workload}, {workers} workers, round {round}, {proxy}: {measured}");
+                rounds.add(index, measured);
+            }
+        }
+        Ok(rounds)
+    }
+}

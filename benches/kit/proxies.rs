@@ -1,0 +1,210 @@
+//! The proxies that are compared, each configured for the same work: HTTP/1.1 to the upstream over
+//! kept connections, `X-Forwarded-For`, no access log. The router has everything on that is on by
+//! default, and metrics and both of the canary's limits.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::machine::allow_open_files;
+use super::process::{Folder, Process, find, free_address};
+
+/// One of those that are compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Proxy {
+    Router { name: String, binary: PathBuf },
+    Nginx { buffering: bool },
+    Haproxy,
+}
+
+/// What it is to do.
+#[derive(Debug, Clone, Copy)]
+pub struct Task {
+    pub workers: usize,
+    /// From clients; each may need one to the upstream.
+    pub connections: usize,
+    pub upstream: SocketAddr,
+    pub sidecar: Option<SocketAddr>,
+}
+
+impl fmt::Display for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Proxy::Router { name, .. } => name,
+            Proxy::Nginx { buffering: true } => "nginx",
+            Proxy::Nginx { buffering: false } => "nginx, unbuffered",
+            Proxy::Haproxy => "haproxy",
+        })
+    }
+}
+
+impl Proxy {
+    /// The program that it is.
+    pub fn program(&self) -> Result<PathBuf> {
+        match self {
+            Proxy::Router { name, binary } => {
+                ensure!(
+                    binary.is_file(),
+                    "{name}: no such file: {}",
+                    binary.display()
+                );
+                Ok(std::path::absolute(binary)?)
+            }
+            Proxy::Nginx { .. } => find("nginx", "nginx-light"),
+            Proxy::Haproxy => find("haproxy", "haproxy"),
+        }
+    }
+
+    /// Runs it on the cores of the caller.
+    pub fn start(&self, task: &Task, folder: &Folder) -> Result<Process> {
+        allow_open_files(3 * task.connections as u64 + 10_000)?;
+        let address = free_address()?;
+        let program = self.program()?;
+        match self {
+            Proxy::Router { .. } => {
+                let config = folder.write("router.json", &router(address, task)?)?;
+                Process::start(&program, [Path::new("-c"), &config], address, folder)
+            }
+            Proxy::Nginx { buffering } => {
+                let config = folder.write("nginx.conf", &nginx(address, task, *buffering))?;
+                let prefix = [Path::new("-p"), &folder.0, Path::new("-c"), &config];
+                let log = ["-e", "stderr"].map(Path::new);
+                Process::start(&program, prefix.into_iter().chain(log), address, folder)
+            }
+            Proxy::Haproxy => {
+                let config = folder.write("haproxy.cfg", &haproxy(address, task))?;
+                let arguments = ["-db", "-f"].map(Path::new);
+                let arguments = arguments.into_iter().chain([config.as_path()]);
+                Process::start(&program, arguments, address, folder)
+            }
+        }
+    }
+}
+
+/// Limits that are never reached: what is measured is that they are watched.
+pub fn router(address: SocketAddr, task: &Task) -> Result<String> {
+    let mut config = json!({
+        "main-target": format!("http://{}", task.upstream),
+        "canary-target": format!("http://{}", task.upstream),
+        "circuit-breaker": {
+            "request-limit-canary": 1_000_000_000,
+            "error-limit-canary": 1_000_000_000
+        },
+        "router-server": {
+            "host": address.ip().to_string(),
+            "port": address.port(),
+            "workers": task.workers,
+            "idle-timeout": "300s"
+        },
+        "instrumentation": {
+            "host": address.ip().to_string(),
+            "port": free_address()?.port()
+        }
+    });
+    if let Some(sidecar) = task.sidecar {
+        config["sidecar-url"] = format!("http://{sidecar}").into();
+    }
+    Ok(format!("{config:#}\n"))
+}
+
+fn nginx(address: SocketAddr, task: &Task, buffering: bool) -> String {
+    let Task {
+        workers, upstream, ..
+    } = task;
+    let worker_connections = 3 * task.connections + 256;
+    let (ask, sidecar) = match task.sidecar {
+        None => (String::new(), String::new()),
+        Some(sidecar) => (
+            "auth_request /.sidecar;".into(),
+            format!(
+                "upstream sidecar {{ server {sidecar}; keepalive 256; keepalive_requests 1000000000; }}"
+            ),
+        ),
+    };
+    let buffering = match buffering {
+        true => "on",
+        false => "off",
+    };
+    let question = match task.sidecar {
+        None => "",
+        Some(_) => {
+            "location = /.sidecar {
+                internal;
+                proxy_pass http://sidecar;
+                proxy_pass_request_body off;
+                proxy_set_header Content-Length \"\";
+                proxy_set_header Host $host;
+                proxy_set_header Connection \"\";
+                proxy_set_header X-Original-URI $request_uri;
+                proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+            }"
+        }
+    };
+    format!(
+        "daemon off;
+        user root;
+        pid nginx.pid;
+        error_log stderr error;
+        worker_processes {workers};
+        events {{ worker_connections {worker_connections}; }}
+        http {{
+            access_log off;
+            keepalive_requests 1000000000;
+            keepalive_timeout 300s;
+            client_body_buffer_size 64k;
+            client_body_temp_path body;
+            proxy_temp_path proxy;
+            fastcgi_temp_path fastcgi;
+            uwsgi_temp_path uwsgi;
+            scgi_temp_path scgi;
+            proxy_http_version 1.1;
+            upstream main {{ server {upstream}; keepalive 256; keepalive_requests 1000000000; }}
+            {sidecar}
+            server {{
+                listen {address} reuseport backlog=4096;
+                location / {{
+                    {ask}
+                    proxy_pass http://main;
+                    proxy_buffering {buffering};
+                    proxy_set_header Host $host;
+                    proxy_set_header Connection \"\";
+                    proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+                }}
+                {question}
+            }}
+        }}
+        "
+    )
+}
+
+fn haproxy(address: SocketAddr, task: &Task) -> String {
+    let Task {
+        workers, upstream, ..
+    } = task;
+    // haproxy stops keeping connections to servers when a quarter of its files are in use.
+    let maxconn = task.connections + 4096;
+    format!(
+        "global
+            nbthread {workers}
+            maxconn {maxconn}
+        defaults
+            mode http
+            option forwardfor
+            http-reuse always
+            timeout connect 5s
+            timeout client 300s
+            timeout server 60s
+            timeout http-keep-alive 300s
+        frontend bench
+            bind {address} backlog 4096
+            default_backend main
+        backend main
+            server main {upstream}
+        "
+    )
+}

@@ -1,0 +1,57 @@
+//! What is sent through the proxies.
+
+use std::fmt;
+
+use clap::ValueEnum;
+
+use super::message::Exchange;
+
+/// A kind of traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Workload {
+    /// GET, 1 KiB answer
+    Plain,
+    /// The same, with a question to a sidecar that answers 204
+    Sidecar,
+    /// POST of 16 KiB, 1 KiB answer
+    Post,
+    /// GET, 1 MiB answer
+    Large,
+    /// 10,000 idle keep-alive connections that each made one request
+    Idle,
+}
+
+impl Workload {
+    pub fn exchange(self) -> Exchange {
+        match self {
+            Workload::Plain | Workload::Sidecar | Workload::Idle => Exchange::new("GET", 0, 1024),
+            Workload::Post => Exchange::new("POST", 16 << 10, 1024),
+            Workload::Large => Exchange::new("GET", 0, 1 << 20),
+        }
+    }
+
+    pub fn asks_sidecar(self) -> bool {
+        self == Workload::Sidecar
+    }
+
+    /// A moderate load, in requests a second: about a fifth of what one core of nginx does.
+    pub fn moderate_rate(self) -> u32 {
+        match self {
+            Workload::Plain | Workload::Idle => 10_000,
+            Workload::Sidecar | Workload::Post => 5_000,
+            Workload::Large => 400,
+        }
+    }
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Workload::Plain => "plain",
+            Workload::Sidecar => "sidecar",
+            Workload::Post => "post",
+            Workload::Large => "large",
+            Workload::Idle => "idle",
+        })
+    }
+}
