@@ -3,15 +3,14 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::Request;
 use crate::kit::{
     load::{Load, Until},
-    process::{Folder, Process, find, free_address},
+    process::{Folder, Process, free_address},
     proxies::{self, Task},
     upstream::{Role, Upstream},
 };
@@ -23,9 +22,6 @@ pub struct Callgrind<'a> {
     pub folder: &'a Folder,
 }
 
-/// Before a profile begins.
-const WARM_UP: u64 = 200;
-
 impl Callgrind<'_> {
     /// The difference of two runs, by the difference of their requests.
     pub fn per_request(&self, request: Request, short: u64, long: u64) -> Result<u64> {
@@ -35,56 +31,14 @@ impl Callgrind<'_> {
     }
 
     fn total(&self, request: Request, requests: u64) -> Result<u64> {
-        let out = self.run(request, requests, |_| Ok(()))?;
+        let out = self.record(request, requests)?;
         let text = fs::read_to_string(&out)?;
         let total = text.lines().find_map(|line| line.strip_prefix("totals: "));
         Ok(total.context("callgrind wrote no totals")?.parse()?)
     }
 
-    /// The functions with most instructions, without and with what they call.
-    pub fn profile(&self, request: Request, requests: u64, top: usize) -> Result<String> {
-        let control = find("callgrind_control", "valgrind")?;
-        let out = self.run(request, requests, |pid| {
-            let zeroed = Command::new(&control)
-                .args(["--zero", &pid.to_string()])
-                .output()?;
-            ensure!(
-                zeroed.status.success(),
-                "callgrind_control: {}",
-                String::from_utf8_lossy(&zeroed.stderr)
-            );
-            Ok(())
-        })?;
-        let mut text = String::new();
-        for inclusive in ["no", "yes"] {
-            let annotated = Command::new(find("callgrind_annotate", "valgrind")?)
-                .arg(format!("--inclusive={inclusive}"))
-                .arg("--auto=no")
-                .arg(&out)
-                .output()?;
-            let listing = String::from_utf8_lossy(&annotated.stdout);
-            text += &format!("### {requests} requests, inclusive: {inclusive}\n\n");
-            for line in listing
-                .lines()
-                .skip_while(|line| !line.contains("PROGRAM TOTALS"))
-                .take(top + 5)
-            {
-                text += &shortened(line);
-                text.push('\n');
-            }
-            text.push('\n');
-        }
-        Ok(text)
-    }
-
-    /// One process from start to end; `warm` is called with its pid after the warm-up. Where
-    /// callgrind wrote to.
-    fn run(
-        &self,
-        request: Request,
-        requests: u64,
-        warm: impl FnOnce(u32) -> Result<()>,
-    ) -> Result<PathBuf> {
+    /// One process from start to end; where callgrind wrote to, until the next run.
+    pub fn record(&self, request: Request, requests: u64) -> Result<PathBuf> {
         let upstream = Upstream::start(Role::Upstream, 1)?;
         let sidecar = Upstream::start(Role::Sidecar, 1)?;
         let address = free_address()?;
@@ -116,17 +70,9 @@ impl Callgrind<'_> {
         )?;
         let exchange = request.exchange();
         let mut load = Load::connect(address, 1, &exchange)?;
-        load.closed_loop(Until::Requests(WARM_UP))?;
-        warm(process.pid())?;
         load.closed_loop(Until::Requests(requests))?;
         drop(load);
         process.stop()?;
         Ok(out)
     }
-}
-
-/// Without the path of the binary and most of the type parameters, in which names drown.
-fn shortened(line: &str) -> String {
-    let name_only = line.rsplit_once(" [").map_or(line, |(name, _)| name);
-    name_only.chars().take(160).collect()
 }

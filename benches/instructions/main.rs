@@ -16,6 +16,7 @@ mod kit;
 
 mod callgrind;
 mod history;
+mod profile;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -133,8 +134,12 @@ fn run(arguments: Arguments) -> Result<()> {
 
     if arguments.profile {
         for &request in requests {
-            let profile = callgrind.profile(request, arguments.long, arguments.top)?;
-            println!("## {}\n\n{profile}", request.name());
+            let out = callgrind.record(request, arguments.long)?;
+            let profile = profile::of(&out, arguments.long, arguments.top)?;
+            println!(
+                "## {}: instructions per request\n\n{profile}",
+                request.name()
+            );
         }
         return Ok(());
     }

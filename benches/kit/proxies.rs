@@ -129,7 +129,7 @@ fn nginx(address: SocketAddr, task: &Task, buffering: bool) -> String {
     // Without buffering there is one buffer, and with its usual 4 KiB nginx is at its slowest.
     let buffering = match buffering {
         true => "proxy_buffering on;",
-        false => "proxy_buffering off; proxy_buffer_size 64k;",
+        false => "proxy_buffering off; proxy_buffer_size 64k; proxy_buffers 8 64k;",
     };
     let question = match task.sidecar {
         None => "",
