@@ -1,12 +1,12 @@
 //! One measurement: one proxy, one workload, one round.
 
-use std::{fmt, time::Duration};
+use std::{fmt, net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::kit::{
     load::{Done, Load, Until},
-    machine::{Cores, run_on},
+    machine::{Cores, Others, run_on},
     message::Exchange,
     process::Folder,
     proxies::{Proxy, Task},
@@ -33,6 +33,8 @@ pub struct Measured {
     pub cpu_us: f64,
     pub requests_per_second: f64,
     pub latency: Option<Latency>,
+    /// The part of the machine that was busy with what is not ours, 0 to 1.
+    pub others: f64,
 }
 
 /// From the moment when a request was due.
@@ -66,6 +68,7 @@ impl Cell<'_> {
         closed_loop(&mut loads, WARM_UP)?;
         let (seen, asked) = (upstream.seen(), sidecar.seen());
         let cpu = process.cpu()?;
+        let others = Others::watch(cpu)?;
         let done = closed_loop(&mut loads, Duration::from_secs_f64(self.seconds))?;
         let cpu = process.cpu()? - cpu;
         forwarded(done.requests, seen, upstream.seen()).context("to the upstream")?;
@@ -73,18 +76,20 @@ impl Cell<'_> {
             forwarded(done.requests, asked, sidecar.seen()).context("to the sidecar")?;
         }
         let latency = self.latency(&mut loads[0])?;
+        let others = others.part(process.cpu()?)?;
         drop(loads);
         process.stop()?;
         Ok(Measured {
             cpu_us: cpu.as_secs_f64() * 1e6 / done.requests as f64,
             requests_per_second: done.requests as f64 / done.elapsed.as_secs_f64(),
             latency,
+            others,
         })
     }
 
     fn connect<'a>(
         &self,
-        to: std::net::SocketAddr,
+        to: SocketAddr,
         exchange: &'a Exchange,
         threads: usize,
     ) -> Result<Vec<Load<'a>>> {
@@ -119,12 +124,10 @@ impl fmt::Display for Measured {
             "{:.2} µs CPU, {:.0} requests/s",
             self.cpu_us, self.requests_per_second
         )?;
-        match self.latency {
-            None => Ok(()),
-            Some(Latency { p50_us, p99_us }) => {
-                write!(f, ", p50 {p50_us:.0} µs, p99 {p99_us:.0} µs")
-            }
+        if let Some(Latency { p50_us, p99_us }) = self.latency {
+            write!(f, ", p50 {p50_us:.0} µs, p99 {p99_us:.0} µs")?;
         }
+        write!(f, ", others {:.0} %", self.others * 100.0)
     }
 }
 

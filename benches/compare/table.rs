@@ -7,6 +7,10 @@ use crate::kit::{machine::Cores, proxies::Proxy, workload::Workload};
 
 /// What was measured in all rounds, per proxy; the first one is what ratios refer to.
 pub struct Rounds {
+    workload: Workload,
+    workers: usize,
+    cores: Cores,
+    /// Of the open loop; 0 for none.
     rate: u32,
     proxies: Vec<(String, Vec<Measured>)>,
 }
@@ -18,8 +22,17 @@ struct Figure {
 }
 
 impl Rounds {
-    pub fn new(proxies: &[Proxy], rate: u32) -> Rounds {
+    pub fn new(
+        workload: Workload,
+        workers: usize,
+        cores: Cores,
+        rate: u32,
+        proxies: &[Proxy],
+    ) -> Rounds {
         Rounds {
+            workload,
+            workers,
+            cores,
             rate,
             proxies: proxies
                 .iter()
@@ -49,8 +62,9 @@ impl Rounds {
 }
 
 /// A row for each proxy.
-pub fn cells(workload: Workload, workers: usize, cores: &Cores, rounds: &Rounds) -> String {
+pub fn cells(rounds: &Rounds) -> String {
     let (reference, measured) = &rounds.proxies[0];
+    let cores = &rounds.cores;
     let place = match cores.are_shared() {
         false => format!(
             "proxy on {}, load and upstream on {}",
@@ -60,16 +74,20 @@ pub fn cells(workload: Workload, workers: usize, cores: &Cores, rounds: &Rounds)
         true => format!("proxy, load and upstream share {}", list(&cores.proxy)),
     };
     let mut text = format!(
-        "### {workload}, {workers} worker{}\n\n{place}; {} rounds; ratios to {reference}: median (least–greatest of the rounds)\n\n\
-         | proxy | CPU µs/request | CPU ratio | requests/s | ratio | p50 µs | p99 µs | p99 ratio |\n\
-         |---|--:|:-:|--:|:-:|--:|--:|:-:|\n",
-        if workers == 1 { "" } else { "s" },
+        "### {}, {} worker{}\n\n{}; {place}; {} rounds; ratios to {reference}: median (least–greatest of the rounds)\n\n\
+         | proxy | CPU µs/request | CPU ratio | requests/s | ratio | p50 µs | p99 µs | p99 ratio | others, at most |\n\
+         |---|--:|:-:|--:|:-:|--:|--:|:-:|--:|\n",
+        rounds.workload,
+        rounds.workers,
+        if rounds.workers == 1 { "" } else { "s" },
+        rounds.workload.description(),
         measured.len(),
     );
-    for (index, (name, _)) in rounds.proxies.iter().enumerate() {
+    for (index, (name, turns)) in rounds.proxies.iter().enumerate() {
         let cpu = rounds.figure(index, |m| Some(m.cpu_us));
         let throughput = rounds.figure(index, |m| Some(m.requests_per_second));
         let p50 = rounds.figure(index, |m| Some(m.latency?.p50_us));
+        let others = turns.iter().map(|m| m.others).fold(0.0, f64::max);
         let p99 = rounds.figure(index, |m| Some(m.latency?.p99_us));
         line(
             &mut text,
@@ -82,12 +100,14 @@ pub fn cells(workload: Workload, workers: usize, cores: &Cores, rounds: &Rounds)
                 value(&p50, 0),
                 value(&p99, 0),
                 ratio(&p99),
+                format!("{:.0} %", others * 100.0),
             ],
         );
     }
+    text += "\nOthers: the part of the machine that was busy with what is not ours.\n";
     if rounds.rate > 0 {
         text += &format!(
-            "\nLatency at {} requests/s, open loop, from the moment a request was due.\n",
+            "Latency at {} requests/s, open loop, from the moment a request was due.\n",
             rounds.rate
         );
     }
@@ -95,24 +115,21 @@ pub fn cells(workload: Workload, workers: usize, cores: &Cores, rounds: &Rounds)
 }
 
 /// How much more a proxy does with more workers.
-pub fn scaling(
-    workload: Workload,
-    one: &(usize, Cores, Rounds),
-    other: &(usize, Cores, Rounds),
-) -> String {
+pub fn scaling(one: &Rounds, other: &Rounds) -> String {
     let mut text = format!(
-        "### {workload}: {} workers against {}\n\n\
+        "### {}: {} workers against {}\n\n\
          | proxy | by CPU time | by throughput |\n|---|--:|--:|\n",
-        other.0, one.0
+        one.workload, other.workers, one.workers
     );
-    for (index, (name, _)) in one.2.proxies.iter().enumerate() {
+    let times = other.workers as f64 / one.workers as f64;
+    for (index, (name, _)) in one.proxies.iter().enumerate() {
         let medians = |of: fn(&Measured) -> Option<f64>| {
-            let less = one.2.figure(index, of)?.median;
-            let more = other.2.figure(index, of)?.median;
+            let less = one.figure(index, of)?.median;
+            let more = other.figure(index, of)?.median;
             Some((less, more))
         };
         let by_cpu = medians(|m| Some(m.cpu_us)).map_or(String::new(), |(less, more)| {
-            format!("{:.2}", less / more * other.0 as f64 / one.0 as f64)
+            format!("{:.2}", less / more * times)
         });
         let by_throughput = medians(|m| Some(m.requests_per_second))
             .map_or(String::new(), |(less, more)| format!("{:.2}", more / less));
@@ -121,7 +138,7 @@ pub fn scaling(
     text += "\nBy CPU time: workers × (CPU time per request with the few) / (with the many), which is the \
              scaling of a proxy that has its cores to itself and waits for nobody. It shows work that \
              is added by sharing; it does not show waiting, nor an uneven share of connections.\n";
-    text += match other.1.are_shared() {
+    text += match other.cores.are_shared() {
         true => {
             "By throughput: of no meaning here, load and upstream take their part of the same cores.\n"
         }

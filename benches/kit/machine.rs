@@ -1,11 +1,17 @@
-//! The machine: which cores are whose, and how many files may be open.
+//! The machine: which cores are whose, how many files may be open, and who else is busy on it.
 
-use std::num::NonZeroU64;
+use std::{
+    fs,
+    num::NonZeroU64,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
     thread::{CpuSet, sched_getaffinity, sched_setaffinity, set_current_timer_slack},
+    time::{ClockId, clock_gettime},
 };
 
 /// Who runs where.
@@ -83,4 +89,67 @@ pub fn allow_open_files(files: u64) -> Result<()> {
     setrlimit(Resource::Nofile, wanted).with_context(|| {
         format!("{files} open files are needed: raise the limit with ulimit -n, or as root")
     })
+}
+
+/// Watches how much of the machine is busy with what is not ours.
+pub struct Others {
+    since: Instant,
+    everybody: Duration,
+    ours: Duration,
+}
+
+impl Others {
+    /// From now on; `proxy` is the CPU time that the proxy has had so far.
+    pub fn watch(proxy: Duration) -> Result<Others> {
+        Ok(Others {
+            since: Instant::now(),
+            everybody: busy()?.0,
+            ours: own_cpu()? + proxy,
+        })
+    }
+
+    /// The part that others had, 0 to 1; `proxy` as above.
+    pub fn part(&self, proxy: Duration) -> Result<f64> {
+        let (everybody, cores) = busy()?;
+        let all = everybody.saturating_sub(self.everybody);
+        let ours = (own_cpu()? + proxy).saturating_sub(self.ours);
+        let others = all.saturating_sub(ours).as_secs_f64();
+        Ok(others / (self.since.elapsed().as_secs_f64() * cores as f64))
+    }
+}
+
+/// Returns when others have used less than this part of the machine for a moment, or when `patience`
+/// ends.
+pub fn wait_for_quiet(part: f64, patience: Duration) -> Result<()> {
+    let start = Instant::now();
+    while start.elapsed() < patience {
+        let others = Others::watch(Duration::ZERO)?;
+        sleep(Duration::from_millis(500));
+        if others.part(Duration::ZERO)? < part {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// CPU time of everybody, to a hundredth of a second, and on how many cores. What other virtual
+/// machines took from us is in it, where we are in one.
+fn busy() -> Result<(Duration, usize)> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    // cpu  user nice system idle iowait irq softirq steal
+    let mut columns = stat.split_whitespace().skip(1).map(str::parse::<u64>);
+    let mut ticks = 0;
+    for column in 0..8 {
+        let spent = columns.next().context("/proc/stat is too short")??;
+        ticks += if matches!(column, 3 | 4) { 0 } else { spent };
+    }
+    let ticks_per_second = u32::try_from(rustix::param::clock_ticks_per_second())?;
+    let cores = stat.lines().filter(|line| line.starts_with("cpu")).count() - 1;
+    Ok((Duration::from_secs(ticks) / ticks_per_second, cores))
+}
+
+/// Of this process.
+fn own_cpu() -> Result<Duration> {
+    let spent = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::try_from(spent).context("a negative CPU time")
 }

@@ -17,8 +17,8 @@ pub struct Folder(pub PathBuf);
 
 impl Folder {
     pub fn new() -> Result<Folder> {
-        let name = format!("canary-router-bench-{}", std::process::id());
-        let path = std::env::temp_dir().join(name);
+        let name = format!("bench-{}", std::process::id());
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
         Ok(Folder(path))
     }

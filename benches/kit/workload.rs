@@ -17,7 +17,7 @@ pub enum Workload {
     Post,
     /// GET, 1 MiB answer
     Large,
-    /// 10,000 idle keep-alive connections that each made one request
+    /// Idle keep-alive connections that each made one request
     Idle,
 }
 
@@ -28,6 +28,13 @@ impl Workload {
             Workload::Post => Exchange::new("POST", 16 << 10, 1024),
             Workload::Large => Exchange::new("GET", 0, 1 << 20),
         }
+    }
+
+    /// As `--help` says it.
+    pub fn description(self) -> String {
+        let value = self.to_possible_value();
+        let help = value.as_ref().and_then(|value| value.get_help());
+        help.map(ToString::to_string).unwrap_or_default()
     }
 
     pub fn asks_sidecar(self) -> bool {
