@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::kit::{
     load::Load,
@@ -21,7 +21,7 @@ pub struct Memory {
 }
 
 /// Few requests at a time, so that it is the idle connections that are seen and not a flood.
-const RATE: u32 = 4_000;
+const AT_ONCE: usize = 32;
 /// For what a proxy does once a connection has been idle for a while.
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -63,13 +63,16 @@ fn measure_one(
     let before = process.rss_bytes()?;
     let exchange = Workload::Idle.exchange();
     let mut load = Load::connect(process.address, connections, &exchange)?;
-    // The open loop takes the connection that has been idle for longest: each of them once.
-    load.open_loop(RATE, connections as u64)?;
+    load.once_each(AT_ONCE)?;
     std::thread::sleep(SETTLE);
     let after = process.rss_bytes()?;
     // All of them are still there.
-    load.open_loop(RATE, connections as u64)
-        .context("after the idle time")?;
+    load.once_each(AT_ONCE).context("after the idle time")?;
+    let upstream_connections = upstream.seen().connections;
+    ensure!(
+        upstream_connections <= 4 * AT_ONCE as u64,
+        "{upstream_connections} connections to the upstream: they are not kept"
+    );
     drop(load);
     process.stop()?;
     Ok(Memory {

@@ -56,7 +56,8 @@ struct Arguments {
     /// Length of each measurement; a turn has two
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Workers of each proxy; several give a table each, and one of how they scale
+    /// Workers of each proxy; several give a table each, and one of how they scale. Where there are
+    /// too few cores, proxy and load share them, and the smaller number is measured so as well
     #[arg(long, value_delimiter = ',', default_value = "1,2")]
     workers: Vec<usize>,
     /// Keep-alive connections
@@ -135,15 +136,22 @@ fn run(mut arguments: Arguments) -> Result<()> {
             println!("{}", table::idle(arguments.idle_connections, &measured));
             continue;
         }
-        let mut by_workers = Vec::new();
-        for &workers in &arguments.workers {
-            let rounds = arguments.run(workload, &proxies, workers, &all_cores, &folder)?;
+        let measure = |workers, cores| {
+            let rounds = arguments.run(workload, &proxies, workers, cores, &folder)?;
             println!("{}", table::cells(&rounds));
-            by_workers.push(rounds);
-        }
-        if let [one, others @ ..] = &by_workers[..] {
-            for other in others {
-                println!("{}", table::scaling(one, other));
+            anyhow::Ok(rounds)
+        };
+        let [few, more @ ..] = &arguments.workers[..] else {
+            continue;
+        };
+        let few = measure(*few, Cores::for_workers(*few, &all_cores))?;
+        for &workers in more {
+            let cores = Cores::for_workers(workers, &all_cores);
+            let many = measure(workers, cores.clone())?;
+            // What is compared must have been measured in the same place.
+            match cores.are_shared() && !few.cores.are_shared() {
+                false => println!("{}", table::scaling(&few, &many)),
+                true => println!("{}", table::scaling(&measure(few.workers, cores)?, &many)),
             }
         }
     }
@@ -181,10 +189,9 @@ impl Arguments {
         workload: Workload,
         proxies: &[Proxy],
         workers: usize,
-        all_cores: &[usize],
+        cores: Cores,
         folder: &Folder,
     ) -> Result<Rounds> {
-        let cores = Cores::for_workers(workers, all_cores);
         // Where all share the cores, a latency would tell of the scheduler.
         let rate = match cores.are_shared() {
             true => 0,

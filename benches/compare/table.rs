@@ -2,14 +2,14 @@
 
 use std::fmt::Write;
 
-use super::{cell::Measured, idle::Memory};
+use super::{DISTURBED, cell::Measured, idle::Memory};
 use crate::kit::{machine::Cores, proxies::Proxy, workload::Workload};
 
 /// What was measured in all rounds, per proxy; the first one is what ratios refer to.
 pub struct Rounds {
     workload: Workload,
-    workers: usize,
-    cores: Cores,
+    pub workers: usize,
+    pub cores: Cores,
     /// Of the open loop; 0 for none.
     rate: u32,
     proxies: Vec<(String, Vec<Measured>)>,
@@ -45,18 +45,33 @@ impl Rounds {
         self.proxies[proxy].1.push(measured);
     }
 
+    /// The rounds that count: those in which nobody was disturbed, or all where there is no such
+    /// round.
+    fn counted(&self) -> Vec<usize> {
+        let rounds = self.proxies[0].1.len();
+        let calm = |&round: &usize| {
+            let mut turns = self.proxies.iter().map(|(_, turns)| &turns[round]);
+            turns.all(|turn| turn.others < DISTURBED)
+        };
+        let counted: Vec<usize> = (0..rounds).filter(calm).collect();
+        match counted.is_empty() {
+            true => (0..rounds).collect(),
+            false => counted,
+        }
+    }
+
     /// `None` where it was not measured.
     fn figure(&self, proxy: usize, of: impl Fn(&Measured) -> Option<f64>) -> Option<Figure> {
-        let own: Vec<f64> = self.proxies[proxy]
-            .1
-            .iter()
-            .map(&of)
-            .collect::<Option<_>>()?;
-        let reference = self.proxies[0].1.iter().filter_map(&of);
-        let ratios = own.iter().zip(reference).map(|(a, b)| a / b).collect();
+        let in_rounds = |proxy: usize| -> Option<Vec<f64>> {
+            let turns = &self.proxies[proxy].1;
+            let counted = self.counted();
+            counted.into_iter().map(|round| of(&turns[round])).collect()
+        };
+        let own = in_rounds(proxy)?;
+        let reference = in_rounds(0)?;
         Some(Figure {
+            ratios: own.iter().zip(reference).map(|(a, b)| a / b).collect(),
             median: median(own),
-            ratios,
         })
     }
 }
@@ -74,20 +89,23 @@ pub fn cells(rounds: &Rounds) -> String {
         true => format!("proxy, load and upstream share {}", list(&cores.proxy)),
     };
     let mut text = format!(
-        "### {}, {} worker{}\n\n{}; {place}; {} rounds; ratios to {reference}: median (least–greatest of the rounds)\n\n\
+        "### {}, {} worker{}\n\n{}; {place}; {} of {} rounds count; ratios to {reference}: median (least–greatest of the rounds)\n\n\
          | proxy | CPU µs/request | CPU ratio | requests/s | ratio | p50 µs | p99 µs | p99 ratio | others, at most |\n\
          |---|--:|:-:|--:|:-:|--:|--:|:-:|--:|\n",
         rounds.workload,
         rounds.workers,
         if rounds.workers == 1 { "" } else { "s" },
         rounds.workload.description(),
+        rounds.counted().len(),
         measured.len(),
     );
     for (index, (name, turns)) in rounds.proxies.iter().enumerate() {
         let cpu = rounds.figure(index, |m| Some(m.cpu_us));
         let throughput = rounds.figure(index, |m| Some(m.requests_per_second));
         let p50 = rounds.figure(index, |m| Some(m.latency?.p50_us));
-        let others = turns.iter().map(|m| m.others).fold(0.0, f64::max);
+        let counted = rounds.counted();
+        let others = counted.iter().map(|&round| turns[round].others);
+        let others = others.fold(0.0, f64::max);
         let p99 = rounds.figure(index, |m| Some(m.latency?.p99_us));
         line(
             &mut text,
@@ -104,7 +122,8 @@ pub fn cells(rounds: &Rounds) -> String {
             ],
         );
     }
-    text += "\nOthers: the part of the machine that was busy with what is not ours.\n";
+    text += "\nOthers: the part of the machine that was busy with what is not ours. Rounds in which it was 3 % \
+             or more do not count, as long as others are left.\n";
     if rounds.rate > 0 {
         text += &format!(
             "Latency at {} requests/s, open loop, from the moment a request was due.\n",
@@ -135,9 +154,10 @@ pub fn scaling(one: &Rounds, other: &Rounds) -> String {
             .map_or(String::new(), |(less, more)| format!("{:.2}", more / less));
         line(&mut text, &[name.clone(), by_cpu, by_throughput]);
     }
-    text += "\nBy CPU time: workers × (CPU time per request with the few) / (with the many), which is the \
-             scaling of a proxy that has its cores to itself and waits for nobody. It shows work that \
-             is added by sharing; it does not show waiting, nor an uneven share of connections.\n";
+    text += "\nBy CPU time: the ratio of workers × (CPU time per request with the few) / (with the many), \
+             measured in the same place: the scaling of a proxy that has its cores to itself and waits \
+             for nobody. It shows work that is added by sharing; it does not show waiting, nor an \
+             uneven share of connections.\n";
     text += match other.cores.are_shared() {
         true => {
             "By throughput: of no meaning here, load and upstream take their part of the same cores.\n"

@@ -156,6 +156,22 @@ impl<'a> Load<'a> {
         Ok(latencies)
     }
 
+    /// One request on each connection, `at_once` of them in flight at most.
+    pub fn once_each(&mut self, at_once: usize) -> Result<()> {
+        let (mut next, mut in_flight) = (0, 0);
+        while next < self.connections.len() || in_flight > 0 {
+            while next < self.connections.len() && in_flight < at_once {
+                self.start(next, Instant::now())?;
+                next += 1;
+                in_flight += 1;
+            }
+            for number in self.wait(PATIENCE)? {
+                in_flight -= usize::from(self.advance(number)?);
+            }
+        }
+        Ok(())
+    }
+
     /// The connections to which something happened.
     fn wait(&mut self, patience: Duration) -> Result<Vec<usize>> {
         let mut numbers = Vec::with_capacity(EVENTS);

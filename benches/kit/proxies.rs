@@ -116,24 +116,14 @@ fn nginx(address: SocketAddr, task: &Task, buffering: bool) -> String {
     let Task {
         workers, upstream, ..
     } = task;
+    // As long as the bench lasts; the usual end after 1000 requests would be one nginx's alone.
+    let kept = "keepalive 256; keepalive_requests 1000000000;";
     let worker_connections = 3 * task.connections + 256;
-    let (ask, sidecar) = match task.sidecar {
-        None => (String::new(), String::new()),
+    let (sidecar, ask, question) = match task.sidecar {
+        None => Default::default(),
         Some(sidecar) => (
-            "auth_request /.sidecar;".into(),
-            format!(
-                "upstream sidecar {{ server {sidecar}; keepalive 256; keepalive_requests 1000000000; }}"
-            ),
-        ),
-    };
-    // Without buffering there is one buffer, and with its usual 4 KiB nginx is at its slowest.
-    let buffering = match buffering {
-        true => "proxy_buffering on;",
-        false => "proxy_buffering off; proxy_buffer_size 64k; proxy_buffers 8 64k;",
-    };
-    let question = match task.sidecar {
-        None => "",
-        Some(_) => {
+            format!("upstream sidecar {{ server {sidecar}; {kept} }}"),
+            "auth_request /.sidecar;",
             "location = /.sidecar {
                 internal;
                 proxy_pass http://sidecar;
@@ -143,8 +133,13 @@ fn nginx(address: SocketAddr, task: &Task, buffering: bool) -> String {
                 proxy_set_header Connection \"\";
                 proxy_set_header X-Original-URI $request_uri;
                 proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-            }"
-        }
+            }",
+        ),
+    };
+    // Without buffering there is one buffer, and with its usual 4 KiB nginx is at its slowest.
+    let buffering = match buffering {
+        true => "proxy_buffering on;",
+        false => "proxy_buffering off; proxy_buffer_size 64k; proxy_buffers 8 64k;",
     };
     format!(
         "daemon off;
@@ -164,7 +159,7 @@ fn nginx(address: SocketAddr, task: &Task, buffering: bool) -> String {
             uwsgi_temp_path uwsgi;
             scgi_temp_path scgi;
             proxy_http_version 1.1;
-            upstream main {{ server {upstream}; keepalive 256; keepalive_requests 1000000000; }}
+            upstream main {{ server {upstream}; {kept} }}
             {sidecar}
             server {{
                 listen {address} reuseport backlog=4096;
@@ -187,13 +182,15 @@ fn haproxy(address: SocketAddr, task: &Task) -> String {
     let Task {
         workers, upstream, ..
     } = task;
-    // haproxy stops keeping connections to servers when a quarter of its files are in use.
-    let maxconn = task.connections + 4096;
+    let maxconn = task.connections + 100;
     format!(
         "global
             nbthread {workers}
             maxconn {maxconn}
             no strict-limits
+            # It would stop keeping connections to the server when a quarter of its files are in use.
+            tune.pool-low-fd-ratio 80
+            tune.pool-high-fd-ratio 90
         defaults
             mode http
             option forwardfor
