@@ -11,6 +11,7 @@ COPY Cargo.toml Cargo.lock ./
 COPY src ./src
 COPY sample ./sample
 COPY tests ./tests
+COPY benches ./benches
 RUN cargo build --release --locked --bin canary-router \
     && strip target/release/canary-router
 
