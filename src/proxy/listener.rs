@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::warn;
 
@@ -101,6 +101,44 @@ pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     }
 }
 
+/// How long connections that the kernel had begun when we stopped beginning new ones may take to be
+/// there: the last third of a handshake is on its way to us.
+pub const SETTLING: Duration = Duration::from_millis(100);
+
+/// Lets the kernel begin no more connections on this socket, while those that it has begun, or queued
+/// for us, go on as before.
+///
+/// A listening socket that is closed resets what is in its queue, and what comes in between the last
+/// `accept` and the `close` too: requests of clients who had been told that they are connected. Nothing
+/// but this (a filter on the socket, socket(7)) makes it stop listening first. `shutdown` empties the
+/// queue as `close` does, and a backlog of 0 leaves room for one. A client whose SYN is lost here
+/// sends it again after a second (RFC 6298), and is refused then, or finds our successor.
+///
+/// # Errors
+/// The system has no such filters: then the two moments stay as close to each other as they can be.
+pub fn begin_no_more(listener: &TcpListener) -> io::Result<()> {
+    SockRef::from(listener).attach_filter(&NO_SYN)
+}
+
+/// Drops a segment that has SYN and not ACK set; connections inherit it, and do not mind. A filter on a
+/// TCP socket sees a segment from its TCP header on.
+const NO_SYN: [SockFilter; 5] = {
+    const LOAD_BYTE: u16 = 0x30;
+    const AND: u16 = 0x54;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    [
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
+        SockFilter::new(AND, 0, 0, SYN | ACK),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ]
+};
+
 /// What is in the kernel's queue at this moment: those clients' connections were accepted on our
 /// behalf, so they get their answer although we are about to stop listening.
 pub fn accept_waiting(listener: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
@@ -166,5 +204,30 @@ mod tests {
             bind(&localhost(port), 2, LIMIT).unwrap_err().kind(),
             io::ErrorKind::AddrInUse
         );
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_begins_no_more_keeps_what_it_has() {
+        use std::io::{Read, Write};
+        let listener = bind(&localhost(0), 1, LIMIT).unwrap().remove(0);
+        let listener = TcpListener::from_std(listener).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut before = std::net::TcpStream::connect(address).unwrap();
+        before.write_all(b"hello").unwrap();
+        begin_no_more(&listener).unwrap();
+        let after = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+        after.set_nonblocking(true).unwrap();
+        let _in_progress = after.connect(&address.into()).unwrap_err();
+
+        let mut accepted = accept_waiting(listener);
+        assert_eq!(accepted.len(), 1, "the one from before");
+        let (stream, _) = accepted.remove(0);
+        let mut stream = stream.into_std().unwrap();
+        stream.set_nonblocking(false).unwrap();
+        let mut read = [0; 10];
+        stream.read_exact(&mut read[..5]).unwrap();
+        before.write_all(b"again").unwrap();
+        stream.read_exact(&mut read[5..]).unwrap();
+        assert_eq!(&read, b"helloagain");
     }
 }

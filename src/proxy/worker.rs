@@ -18,7 +18,7 @@ use tokio::{
     task::{LocalSet, spawn_local},
     time::{MissedTickBehavior, interval, sleep_until},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     connect::{Tls, TlsSettings},
@@ -190,13 +190,28 @@ impl Worker {
         }
     }
 
+    /// Stops listening such that nobody who is connected loses a request by it.
+    async fn stop_listening(self: &Rc<Self>, listener: TcpListener, settled: Instant) {
+        match listener::begin_no_more(&listener) {
+            Ok(()) => loop {
+                tokio::select! {
+                    biased;
+                    accepted = listener::accept(&listener) => self.serve(accepted),
+                    () = sleep_until(settled.into()) => break,
+                }
+            },
+            Err(error) => debug!(%error, "connections may be lost where listening ends"),
+        }
+        for accepted in listener::accept_waiting(listener) {
+            self.serve(accepted);
+        }
+    }
+
     /// Lets what is in flight end. Says how many connections had to be cut at the deadline.
-    async fn drain(&self, timeout: Duration) -> usize {
-        let now = clock::now();
-        self.draining.set(Some(now));
+    async fn drain(&self, deadline: Instant) -> usize {
         tokio::select! {
             () = self.until_empty() => return 0,
-            () = sleep_until((now + timeout).into()) => {}
+            () = sleep_until(deadline.into()) => {}
         }
         let cut = self.connections.borrow().len();
         for (_, connection) in self.connections.borrow().iter() {
@@ -272,10 +287,14 @@ async fn work(setup: Setup) -> io::Result<()> {
             accepted = listener::accept(&listener) => worker.serve(accepted),
         }
     }
-    for accepted in listener::accept_waiting(listener) {
-        worker.serve(accepted);
-    }
-    match worker.drain(config.server.shutdown_timeout).await {
+    let now = clock::now();
+    let timeout = config.server.shutdown_timeout;
+    let settled = now + listener::SETTLING.min(timeout);
+    // Responses say `Connection: close` from now on; the patience with silent connections counts from
+    // when the last of them is there.
+    worker.draining.set(Some(settled));
+    worker.stop_listening(listener, settled).await;
+    match worker.drain(now + timeout).await {
         0 => info!("worker drained"),
         cut => warn!(
             connections = cut,
