@@ -12,7 +12,7 @@ use std::{
 use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncWriteExt, BufReader},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::Semaphore,
     task::{JoinHandle, JoinSet},
 };
@@ -88,7 +88,7 @@ impl Upstream {
     pub async fn start(
         script: impl Fn(&Received) -> Vec<Step> + Send + Sync + 'static,
     ) -> Upstream {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listen();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let connections = Arc::new(AtomicUsize::new(0));
@@ -204,6 +204,13 @@ impl Deaf {
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
+}
+
+/// A listener on a free port with a queue that no test fills.
+fn listen() -> TcpListener {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    socket.listen(4096).unwrap()
 }
 
 struct Open(Arc<AtomicUsize>);
