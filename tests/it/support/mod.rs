@@ -8,6 +8,7 @@ mod by_hand;
 mod client;
 mod message;
 mod process;
+mod program;
 mod router;
 mod trio;
 mod upstream;
@@ -20,9 +21,10 @@ pub use by_hand::{ByHand, router_to, router_with};
 pub use client::{Client, Response, assert_same, chunked, get, head, in_chunks, request};
 pub use message::Received;
 pub use process::{Folder, Port, Process};
+pub use program::{Program, room_for_descriptors};
 pub use router::{Router, merge};
 pub use trio::{Trio, asked, reason};
-pub use upstream::{Deaf, Gate, Step, Upstream, answer};
+pub use upstream::{Deaf, Gate, Step, Upstream, answer, listen};
 
 /// How long anything may take here. Far more than it needs: only a hang gets there.
 pub const PATIENCE: Duration = Duration::from_secs(20);

@@ -73,6 +73,8 @@ impl Port {
     }
 }
 
+const BINARY: &str = env!("CARGO_BIN_EXE_canary-router");
+
 /// A running `canary-router`. It is killed when dropped.
 pub struct Process {
     child: Child,
@@ -89,7 +91,23 @@ struct Output {
 impl Process {
     /// Starts it in `folder`.
     pub fn start(folder: &Folder, arguments: &[&str]) -> Process {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_canary-router"))
+        Process::spawn(Command::new(BINARY), folder, arguments)
+    }
+
+    /// Starts it in `folder` with room for that many descriptors.
+    pub fn start_with_descriptors(
+        descriptors: usize,
+        folder: &Folder,
+        arguments: &[&str],
+    ) -> Process {
+        // prlimit becomes it: the child is the router.
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={descriptors}")).arg(BINARY);
+        Process::spawn(command, folder, arguments)
+    }
+
+    fn spawn(mut command: Command, folder: &Folder, arguments: &[&str]) -> Process {
+        let mut child = command
             .args(arguments)
             .current_dir(&folder.0)
             .stdin(Stdio::null())
@@ -104,6 +122,11 @@ impl Process {
             stdout,
             stderr,
         }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// The lines on stdout so far.

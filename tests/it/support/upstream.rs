@@ -207,7 +207,7 @@ impl Deaf {
 }
 
 /// A listener on a free port with a queue that no test fills.
-fn listen() -> TcpListener {
+pub fn listen() -> TcpListener {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
     socket.listen(4096).unwrap()
