@@ -19,6 +19,7 @@ mod drain;
 mod failures;
 mod fallback;
 mod forwarding;
+mod framing;
 mod headers;
 mod informational;
 mod limits;

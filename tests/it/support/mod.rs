@@ -10,6 +10,7 @@ mod message;
 mod process;
 mod program;
 mod router;
+pub mod strict;
 mod trio;
 mod upstream;
 
