@@ -495,7 +495,7 @@ fn chunked_bodies() -> Vec<Case> {
         ("5\x0b", Bad),
         ("5\x0c", Bad),
         ("5\0", Bad),
-        ("\05", Bad),
+        ("\x005", Bad),
         ("\"5\"", Bad),
         ("", Bad),
         (";a", Bad),

@@ -1,11 +1,9 @@
 //! HTTP/1.1 as RFC 9112 writes it, with no tolerance at all: what we send must pass here.
 
 use std::{
+    fmt,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex},
 };
 
 use tokio::{
@@ -17,7 +15,7 @@ use tokio::{
 use super::soon;
 
 /// A message that is as it has to be.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Message {
     pub start: Vec<u8>,
     pub fields: Vec<(String, Vec<u8>)>,
@@ -38,10 +36,12 @@ impl Message {
     pub fn all(&self, name: &str) -> Vec<&[u8]> {
         values(&self.fields, name)
     }
+}
 
-    /// The names of its fields.
-    pub fn names(&self) -> Vec<&str> {
-        self.fields.iter().map(|(name, _)| &**name).collect()
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let body = &self.body[..self.body.len().min(100)];
+        write!(f, "{} ({})", self.start.escape_ascii(), body.escape_ascii())
     }
 }
 
@@ -135,7 +135,11 @@ fn request_line(line: &[u8]) -> Result<(), Not> {
 }
 
 fn status_line(line: &[u8]) -> Result<&[u8], Not> {
-    match line.strip_prefix(b"HTTP/1.1 ") {
+    // An HTTP/1.0 client may be answered in its own words.
+    let rest = line
+        .strip_prefix(b"HTTP/1.1 ")
+        .or(line.strip_prefix(b"HTTP/1.0 "));
+    match rest {
         Some(rest) if rest.len() > 3 && rest[3] == b' ' => match &rest[..3] {
             status if number(status, 10)? >= 100 && !rest.contains(&0) => Ok(status),
             _ => Err(Not::Ever("no status")),
@@ -233,7 +237,6 @@ pub struct Strict {
     pub address: SocketAddr,
     seen: Arc<Mutex<Vec<Message>>>,
     wrong: Arc<Mutex<Vec<String>>>,
-    open: Arc<AtomicUsize>,
     server: JoinHandle<()>,
 }
 
@@ -244,18 +247,15 @@ impl Strict {
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let wrong = Arc::new(Mutex::new(Vec::new()));
-        let open = Arc::new(AtomicUsize::new(0));
         let server = {
-            let (seen, wrong, open) = (seen.clone(), wrong.clone(), open.clone());
+            let (seen, wrong) = (seen.clone(), wrong.clone());
             tokio::spawn(async move {
                 let mut clients = JoinSet::new();
                 loop {
                     let (stream, _) = listener.accept().await.unwrap();
-                    open.fetch_add(1, Ordering::SeqCst);
-                    let (seen, wrong, open) = (seen.clone(), wrong.clone(), open.clone());
+                    let (seen, wrong) = (seen.clone(), wrong.clone());
                     clients.spawn(async move {
                         let _broken = serve(stream, status, &seen, &wrong).await;
-                        open.fetch_sub(1, Ordering::SeqCst);
                     });
                 }
             })
@@ -264,7 +264,6 @@ impl Strict {
             address,
             seen,
             wrong,
-            open,
             server,
         }
     }
@@ -286,11 +285,6 @@ impl Strict {
     /// What was no request, with why.
     pub fn wrong(&self) -> Vec<String> {
         self.wrong.lock().unwrap().clone()
-    }
-
-    /// How many connections are open.
-    pub fn open(&self) -> usize {
-        self.open.load(Ordering::SeqCst)
     }
 }
 
