@@ -4,10 +4,14 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::support::{
     strict::{Message, Strict, exchange, responses},
@@ -388,6 +392,8 @@ async fn targets_of_no_known_form_are_400() {
         "http:///a",
         "http://",
         "http://?a",
+        "http://user@h/",
+        "http://user:word@h/",
         "http://:80/",
         "http://h:port/",
         "http://h:99999/",
@@ -810,6 +816,45 @@ async fn what_follows_an_early_answer_is_the_body_and_no_request() {
     }
 }
 
+/// Behind the answer there is a part of a body that nobody will ever send.
+#[tokio::test]
+async fn a_connection_with_half_a_body_on_it_is_not_used_again() {
+    for (framing, part) in [
+        ("content-length: 10\r\n", "01234"),
+        ("transfer-encoding: chunked\r\n", "a\r\n01234"),
+        ("transfer-encoding: chunked\r\n", "5\r\n01234\r\n"),
+    ] {
+        for reset in [false, true] {
+            let upstream = ByHand::start().await;
+            let router = router_to(&upstream.url());
+            let mut client = Client::connect(router.address).await;
+            client.send(head("POST /1", framing)).await;
+            client.send(part).await;
+            let mut first = upstream.accept().await;
+            first.head().await;
+            first
+                .send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                .await;
+            assert_eq!(client.response("POST").await.unwrap().text(), "ok");
+            match reset {
+                false => drop(client),
+                true => client.reset(),
+            }
+            let rest = first.rest().await;
+            let rest = String::from_utf8_lossy(&rest);
+            assert!(
+                !rest.contains("0\r\n\r\n") && !rest.contains("GET"),
+                "{rest}"
+            );
+
+            let mut client = Client::connect(router.address).await;
+            client.send(head("GET /2", "")).await;
+            let mut second = upstream.accept().await;
+            assert!(second.head().await.starts_with("GET /2 "));
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_expectation_does_not_hold_up_who_does_not_wait() {
     let (upstream, router) = served().await;
@@ -972,4 +1017,62 @@ async fn an_upgrade_in_http_1_0_is_ignored() {
     let answers = answers(router.address, request.as_bytes(), &[]).await;
     assert_eq!(answers[0].status(), 200);
     assert_eq!(upstream.take()[0].all("upgrade"), [b""; 0]);
+}
+
+// ---- floods
+
+/// A worker serves many connections, and one of them must not have it to itself.
+#[tokio::test]
+async fn a_client_that_floods_does_not_keep_its_worker_from_others() {
+    let (upstream, router) = served().await;
+    let post = "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let health = "GET /application/health HTTP/1.1\r\nHost: h\r\n\r\n";
+    let mut wrong = Vec::new();
+    for (what, begin, again) in [
+        ("requests", "", health),
+        ("empty lines", "", "\r\n"),
+        ("chunks", post, "1\r\nx\r\n"),
+        (
+            "an upload",
+            "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000000000\r\n\r\n",
+            "x",
+        ),
+    ] {
+        let flooding = tokio::spawn({
+            let address = router.address;
+            let piece = again.repeat(10_000 / again.len() + 1);
+            async move {
+                loop {
+                    let mut stream = TcpStream::connect(address).await.unwrap();
+                    let (mut read, mut write) = stream.split();
+                    let sending = async {
+                        let mut sent = write.write_all(begin.as_bytes()).await;
+                        while sent.is_ok() {
+                            sent = write.write_all(piece.as_bytes()).await;
+                        }
+                    };
+                    let mut sink = tokio::io::sink();
+                    let _closed = tokio::join!(sending, tokio::io::copy(&mut read, &mut sink));
+                }
+            }
+        });
+        for _ in 0..10 {
+            let alive = get(router.address, "/alive", "");
+            match tokio::time::timeout(Duration::from_secs(1), alive).await {
+                Ok(alive) => assert_eq!(alive.text(), "/alive"),
+                Err(_) => {
+                    wrong.push(what);
+                    break;
+                }
+            }
+        }
+        flooding.abort();
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
+    assert!(
+        upstream
+            .seen()
+            .iter()
+            .all(|seen| seen.target() == b"/alive")
+    );
 }

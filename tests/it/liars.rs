@@ -10,7 +10,11 @@ use std::{
 };
 
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    task::JoinHandle,
+};
 
 use crate::support::{
     strict::{self, responses},
@@ -764,6 +768,140 @@ async fn a_connection_is_only_used_again_if_its_response_allows_it() {
         let made = upstream.connections().0;
         assert_eq!(made, connections, "{response:?}");
     }
+}
+
+/// Whatever has been read when the rest comes.
+#[tokio::test]
+async fn a_response_that_comes_byte_by_byte_is_read_like_any_other() {
+    let texts = [
+        ok("content-length: 5\r\n", "abcde"),
+        ok(
+            "transfer-encoding: chunked\r\n",
+            "3;x=\"y\"\r\nabc\r\n02\r\nde\r\n0\r\nx-sum: 1\r\n\r\n",
+        ),
+        b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 102 X\r\n\r\n\
+          HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nabcde"
+            .to_vec(),
+    ];
+    let upstream = Upstream::start({
+        let texts = texts.clone();
+        move |request| {
+            let n: usize = request.target()[1..].parse().unwrap();
+            texts[n].iter().map(|byte| write([*byte])).collect()
+        }
+    })
+    .await;
+    let router = router_to(&upstream.url());
+    let mut client = Client::connect(router.address).await;
+    for _ in 0..10 {
+        for n in 0..texts.len() {
+            let response = client
+                .roundtrip("GET", head(&format!("GET /{n}"), ""))
+                .await;
+            let got = (response.status, response.complete, &*response.text());
+            assert_eq!(got, (200, true, "abcde"), "{n}");
+            let hints = if n == 2 { 2 } else { 0 };
+            assert_eq!(response.informational.len(), hints);
+        }
+    }
+    assert_eq!(upstream.connections().0, 1);
+}
+
+#[tokio::test]
+async fn a_length_as_large_as_a_number_can_be_is_refused_or_cut() {
+    for length in [i64::MAX as u64, 1 << 63, u64::MAX - 1, u64::MAX] {
+        let text = ok(&format!("content-length: {length}\r\n"), "abc");
+        let upstream = Upstream::start(move |_| vec![write(&text), Step::Close]).await;
+        let router = router_to(&upstream.url());
+        for version in ["1.1", "1.0"] {
+            let request = format!("GET / HTTP/{version}\r\nhost: h\r\nconnection: close\r\n\r\n");
+            let answer = exchange(&router, &request).await;
+            if let Ok(answers) = responses(&answer, &[]) {
+                let statuses: Vec<_> = answers.iter().map(|answer| answer.status()).collect();
+                assert!(matches!(statuses[..], [] | [502]), "{length}: {statuses:?}");
+            }
+        }
+    }
+}
+
+// ---- floods
+
+/// What goes on for ever, as long as the other side reads; then it starts again.
+async fn flood(begin: &'static str, again: &'static str) -> Flood {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let task = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut request = [0; 1000];
+                let read = stream.read(&mut request).await.unwrap_or_default();
+                if !request[..read].starts_with(b"GET /flood") {
+                    let _gone = stream
+                        .write_all(&ok("content-length: 5\r\n", "alive"))
+                        .await;
+                    return;
+                }
+                let piece = again.repeat(10_000 / again.len() + 1);
+                let _gone = stream.write_all(begin.as_bytes()).await;
+                while stream.write_all(piece.as_bytes()).await.is_ok() {}
+            });
+        }
+    });
+    Flood { url, task }
+}
+
+struct Flood {
+    url: String,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A worker serves many connections, and one of them must not have it to itself.
+#[tokio::test]
+async fn an_upstream_that_floods_does_not_keep_its_worker_from_others() {
+    let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+    let mut wrong = Vec::new();
+    for (what, begin, again) in [
+        ("103", "", "HTTP/1.1 103 Early Hints\r\n\r\n"),
+        ("100", "", "HTTP/1.1 100 Continue\r\n\r\n"),
+        ("chunks", chunked, "1\r\nx\r\n"),
+        (
+            "content",
+            "HTTP/1.1 200 OK\r\ncontent-length: 1000000000000\r\n\r\n",
+            "x",
+        ),
+    ] {
+        let upstream = flood(begin, again).await;
+        let router = router_to(&upstream.url);
+        // This one reads whatever comes.
+        let flooded = tokio::spawn({
+            let address = router.address;
+            async move {
+                let mut client = Client::connect(address).await;
+                client.send(head("GET /flood", "")).await;
+                let mut sink = vec![0; 100_000];
+                while let Ok(1..) = client.0.read(&mut sink).await {}
+            }
+        });
+        for _ in 0..10 {
+            let alive = get(router.address, "/alive", "");
+            match tokio::time::timeout(Duration::from_secs(1), alive).await {
+                Ok(alive) => assert_eq!(alive.text(), "alive"),
+                Err(_) => {
+                    wrong.push(what);
+                    break;
+                }
+            }
+        }
+        flooded.abort();
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
 }
 
 // ---- connections in the pool
