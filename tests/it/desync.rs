@@ -603,6 +603,21 @@ async fn two_thousand_short_headers_pass() {
     }
 }
 
+/// As many as fit into 64 KiB, all of one name and all of different ones.
+#[tokio::test]
+async fn as_many_headers_pass_as_fit() {
+    let (upstream, router) = served().await;
+    let same = "a:\r\n".repeat(15_000);
+    let different: String = (0..7000).map(|i| format!("{i:x}:\r\n")).collect();
+    for (lines, count) in [(same, 15_000), (different, 7000)] {
+        let answer = answers(router.address, with(&lines).as_bytes(), &[]).await;
+        assert_eq!(answer[0].status(), 200, "{count}");
+        let seen = &upstream.take()[0];
+        let empty = seen.fields.iter().filter(|(_, value)| value.is_empty());
+        assert_eq!(empty.count(), count);
+    }
+}
+
 /// A connection that is closed with unread bytes is reset, and a reset takes away what the client has
 /// not read yet (RFC 9112 section 9.6).
 #[tokio::test]
@@ -633,12 +648,21 @@ async fn a_refusal_arrives_whole_though_megabytes_are_still_being_sent() {
             400,
         ),
     ] {
-        for piece in [usize::MAX, 10_000] {
-            let answer = exchange(router.address, bytes.as_bytes(), piece).await;
-            let answers = responses(&answer, &[]).unwrap();
+        // Reading all the time, and reading when all is sent, or when no more can be.
+        for reads_late in [false, true] {
+            let answer = match reads_late {
+                false => exchange(router.address, bytes.as_bytes(), 10_000).await,
+                true => {
+                    let mut client = Client::connect(router.address).await;
+                    let _broken = soon(client.0.write_all(bytes.as_bytes())).await;
+                    client.rest().await
+                }
+            };
+            let answers = responses(&answer, &[]).unwrap_or_default();
             let close = |answer: &Message| answer.all("connection") == [b"close"];
             if answers.len() != 1 || answers[0].status() != status || !answers.iter().all(close) {
-                wrong.push(format!("{bytes:.99}: {}", answer.escape_ascii()));
+                let what = format!("{bytes:.99}, reads late: {reads_late}");
+                wrong.push(format!("{what}: {}", answer.escape_ascii()));
             }
         }
     }
@@ -1096,7 +1120,7 @@ async fn a_client_that_floods_does_not_keep_its_worker_from_others() {
         });
         for _ in 0..10 {
             let alive = get(router.address, "/alive", "");
-            match tokio::time::timeout(Duration::from_secs(1), alive).await {
+            match tokio::time::timeout(Duration::from_secs(2), alive).await {
                 Ok(alive) => assert_eq!(alive.text(), "alive"),
                 Err(_) => {
                     wrong.push(what);
