@@ -213,6 +213,31 @@ async fn at_debug_every_forwarded_head_is_logged_without_credentials() {
     }
 }
 
+/// Targets and values may have any byte, and who reads the log may believe what a line looks like.
+#[tokio::test]
+async fn no_request_can_forge_or_break_a_line_of_the_log() {
+    let logged = Logged::start(json!({"level": "debug", "debug-request-body": true})).await;
+    let evil = b"\"}\\\xff\xc3\x28\xe2\x80\xa8\x7b\"level\":\"error\"}";
+    let body = [&evil[..], b"\r\n{\"level\":\"error\"}\r\n\0\x1b[31m"].concat();
+    let request = [
+        b"POST /marked/",
+        &evil[..],
+        b" HTTP/1.1\r\nhost: h\r\nconnection: close\r\nx-evil: ",
+        evil,
+        format!("\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes(),
+        &body,
+    ]
+    .concat();
+    let mut client = Client::connect(logged.proxy.address).await;
+    assert_eq!(client.roundtrip("POST", request).await.status, 200);
+    client.closed().await;
+    let log = logged.log().await;
+    assert!(!mentioning(&log, &["/marked/"]).is_empty());
+    for line in &log {
+        assert_ne!(line["level"], "error", "{line}");
+    }
+}
+
 #[tokio::test]
 async fn bodies_are_logged_only_where_asked_for() {
     for (request_body, response_body) in [(false, true), (true, false), (true, true)] {
