@@ -1054,6 +1054,41 @@ async fn an_upgrade_with_a_body_of_any_framing_is_400_with_all_that_follows() {
     }
 }
 
+/// A byte that is no text must not hide what the others say: some upstreams read on.
+#[tokio::test]
+async fn odd_bytes_in_connection_and_upgrade_hide_nothing() {
+    let (upstream, router) = served().await;
+    let mut wrong = Vec::new();
+    for lines in [
+        &b"Connection: upgrade\r\nUpgrade: h2c, \xe4\r\n"[..],
+        b"Connection: upgrade\r\nUpgrade: \xe4,h2c\r\n",
+        b"Connection: upgrade\r\nUpgrade: \xe4\r\nUpgrade: h2c\r\n",
+        b"Connection: upgrade\r\nUpgrade: \r\nUpgrade: h2c\r\n",
+        b"Connection: \xe4, X-Gone\r\nX-Gone: 1\r\n",
+        b"Connection: X-Gone, \xe4\r\nX-Gone: 1\r\n",
+        b"Connection: \xe4\r\nConnection: x-gone\r\nX-Gone: 1\r\n",
+    ] {
+        let request = [b"GET /front HTTP/1.1\r\nHost: h\r\n", lines, b"\r\n"].concat();
+        let answers = answers(router.address, &request, &[]).await;
+        let seen = upstream.take();
+        let refused = answers[0].status() == 400 && seen.is_empty();
+        let gone = seen.first().is_some_and(|seen| {
+            let protocols = seen.all("upgrade").concat();
+            seen.all("x-gone").is_empty() && !protocols.windows(3).any(|part| part == b"h2c")
+        });
+        if !refused && !gone {
+            wrong.push(lines.escape_ascii().to_string());
+        }
+    }
+    // It ends the connection as well.
+    let request = b"GET /front HTTP/1.1\r\nHost: h\r\nConnection: \xe4, close\r\n\r\n";
+    let answers = answers(router.address, request, &[]).await;
+    if answers.len() != 1 {
+        wrong.push("close".into());
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 /// RFC 9110 section 7.8: HTTP/1.0 does not know it.
 #[tokio::test]
 async fn an_upgrade_in_http_1_0_is_ignored() {
