@@ -7,13 +7,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
 use tracing::debug;
 
 use super::{
     call::{Call, CallError},
     connection::{BrokenBody, Connection},
     error::UpstreamError,
+    fields::Fields,
     message::Frame,
     record::Record,
 };
@@ -27,7 +27,7 @@ pub struct RequestBody {
     read: Bytes,
     /// `None` for a body that is whole: nothing is waited for.
     rest: Option<Rest>,
-    trailers: Option<HeaderMap>,
+    trailers: Option<Fields>,
     log: Option<BodyLog>,
 }
 
@@ -46,7 +46,7 @@ impl Drop for Rest {
 
 impl RequestBody {
     /// A body that was read to its end.
-    pub fn whole(read: Bytes, trailers: Option<HeaderMap>) -> RequestBody {
+    pub fn whole(read: Bytes, trailers: Option<Fields>) -> RequestBody {
         RequestBody {
             read,
             rest: None,

@@ -11,16 +11,14 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{
-    HeaderMap, HeaderValue, Method, StatusCode, Version,
-    header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING},
-};
+use http::{Method, StatusCode, Version};
 
 use super::{
     body::RequestBody,
     connect::UpstreamIo,
     connection::{BrokenBody, Connection},
     error::UpstreamError,
+    fields::{Fields, Known, KnownSet, put_field},
     headers,
     http1::{
         chunked,
@@ -28,14 +26,48 @@ use super::{
         head::{self, Search},
         outbox::Outbox,
     },
-    message::{Frame, ResponseHead},
+    message::{Frame, RequestHead, ResponseHead},
     pool::Lease,
-    uri::Target,
 };
 use crate::{config::Upstream, policy::FailureKind};
 
 /// The most informational responses that are passed on for one request.
 const MAX_INFORMATIONAL: usize = 16;
+/// With more of them than this an upstream answers nothing.
+const TOO_MANY_INFORMATIONAL: usize = 1000;
+
+/// The lines that we add to a head, but for what has a length of its own.
+const HEAD_ROOM: usize = 256;
+
+/// What is ours to say in a request.
+const OURS: KnownSet = KnownSet::of(&[
+    Known::Host,
+    Known::ContentLength,
+    Known::Expect,
+    Known::XForwardedFor,
+]);
+/// And in a question to the sidecar.
+const OURS_TO_SIDECAR: KnownSet = KnownSet::of(&[
+    Known::Host,
+    Known::ContentLength,
+    Known::Expect,
+    Known::XForwardedFor,
+    Known::XCanaryBody,
+]);
+
+/// What a request says, to whichever upstream it goes.
+pub struct Message<'a> {
+    /// The head, without what belongs to the client's connection; its target is trimmed.
+    pub head: &'a RequestHead,
+    /// The client's address.
+    pub client: &'a str,
+    /// Whether the client said `TE: trailers`.
+    pub takes_trailers: bool,
+    /// The protocol that it asks to switch to.
+    pub upgrade: Option<&'a [u8]>,
+    /// For a sidecar: whether it is given less than the whole body.
+    pub partial: Option<bool>,
+}
 
 /// A request on its way out. Nothing of it belongs to a connection, so it can be taken to another one
 /// as long as nothing was sent.
@@ -88,39 +120,48 @@ impl Upload {
     }
 
     /// Writes the head for `upstream`, instead of an earlier one of which nothing was sent.
-    pub fn address(
-        &mut self,
-        upstream: &Upstream,
-        method: &Method,
-        target: &Target,
-        headers: &HeaderMap,
-        upgrade: Option<&HeaderValue>,
-    ) {
-        let mut head = BytesMut::with_capacity(512);
+    pub fn address(&mut self, upstream: &Upstream, message: &Message<'_>) {
+        let RequestHead {
+            method,
+            target,
+            headers,
+            ..
+        } = message.head;
+        let host = upstream.host_header.as_bytes();
+        let length = headers.written_length() + target.as_bytes().len() + host.len();
+        let mut head = BytesMut::with_capacity(length + HEAD_ROOM);
         head.put_slice(method.as_str().as_bytes());
         head.put_u8(b' ');
         target.put_on(upstream, &mut head);
         head.put_slice(b" HTTP/1.1\r\n");
-        head::put_field(&mut head, &HOST, upstream.host_header.as_bytes());
-        for (name, value) in headers {
-            // Ours to say; hop-by-hop fields are gone already.
-            if name != HOST && name != CONTENT_LENGTH {
-                head::put_field(&mut head, name, value.as_bytes());
-            }
+        put_field(&mut head, b"host", host);
+        headers.put_without(
+            match message.partial {
+                None => OURS,
+                Some(_) => OURS_TO_SIDECAR,
+            },
+            &mut head,
+        );
+        headers::put_forwarded_for(headers, message.client.as_bytes(), &mut head);
+        if message.takes_trailers {
+            head.put_slice(b"te: trailers\r\n");
+        }
+        if message.partial == Some(true) {
+            head.put_slice(b"x-canary-body: partial\r\n");
         }
         match self.coding {
             Coding::Length(length) => put_length(&mut head, length),
-            Coding::Chunked => head::put_field(&mut head, &TRANSFER_ENCODING, b"chunked"),
+            Coding::Chunked => head.put_slice(b"transfer-encoding: chunked\r\n"),
             // A length of zero is only worth saying where a body is expected (RFC 9110 section 8.6).
             Coding::None
                 if matches!(*method, Method::POST | Method::PUT | Method::PATCH)
-                    || headers.contains_key(CONTENT_LENGTH) =>
+                    || headers.has(Known::ContentLength) =>
             {
                 put_length(&mut head, 0);
             }
             Coding::None => {}
         }
-        if let Some(protocol) = upgrade {
+        if let Some(protocol) = message.upgrade {
             headers::put_upgrade(&mut head, protocol);
         }
         head.put_slice(b"\r\n");
@@ -192,7 +233,7 @@ impl Upload {
         }
     }
 
-    fn end(&mut self, trailers: Option<&HeaderMap>) {
+    fn end(&mut self, trailers: Option<&Fields>) {
         self.ended = true;
         if self.coding == Coding::Chunked {
             chunked::put_end(self.outbox.buf(), trailers);
@@ -276,11 +317,19 @@ impl Call {
                 if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS
                 {
                     // 100 is ours to send: we do when the body is first asked for.
+                    self.informational += 1;
                     let passed_on = head.status != StatusCode::CONTINUE
-                        && self.informational < MAX_INFORMATIONAL;
-                    if let (true, Some(client)) = (passed_on, client) {
-                        self.informational += 1;
-                        pass_on(head, client, cx);
+                        && self.informational <= MAX_INFORMATIONAL;
+                    match client {
+                        _ if self.informational > TOO_MANY_INFORMATIONAL => {
+                            let error = UpstreamError::caused(
+                                FailureKind::Malformed,
+                                "it answers with informational responses only",
+                            );
+                            return Poll::Ready(Err(error.into()));
+                        }
+                        Some(client) if passed_on => pass_on(head, client, cx),
+                        _ => {}
                     }
                     continue;
                 }
@@ -430,6 +479,8 @@ impl Call {
 
 fn pass_on(mut head: ResponseHead, client: &Connection, cx: &mut Context<'_>) {
     headers::strip_hop_by_hop(&mut head.headers);
+    // RFC 9110 section 8.6.
+    head.headers.remove(KnownSet::of(&[Known::ContentLength]));
     client.put_informational(&head);
     // What cannot be sent now is sent before the final response.
     let _later = client.poll_flush(cx);

@@ -12,7 +12,6 @@ use std::{
 };
 
 use bytes::{BufMut, BytesMut};
-use http::HeaderValue;
 use socket2::SockRef;
 use std::time::Duration;
 use tokio::{
@@ -21,6 +20,7 @@ use tokio::{
 };
 
 use super::{
+    fields::KnownSet,
     headers,
     http1::{
         chunked,
@@ -44,7 +44,7 @@ pub struct Connection {
     /// What it waits for.
     pub watch: Watch,
     /// The client's address, as `X-Forwarded-For` shows it.
-    pub forwarded_for: HeaderValue,
+    pub forwarded_for: String,
     stream: RefCell<TcpStream>,
     inbox: RefCell<Inbox>,
     search: RefCell<Search>,
@@ -186,7 +186,7 @@ impl Connection {
     pub fn put_informational(&self, head: &ResponseHead) {
         self.put(|out| {
             head::put_status_line(out, head.status, head.reason.as_deref());
-            head::put_fields(out, &head.headers);
+            head.headers.put_without(KnownSet::of(&[]), out);
             out.put_slice(b"\r\n");
         });
     }

@@ -10,10 +10,7 @@ use std::{
 };
 
 use bytes::{BufMut, BytesMut};
-use http::{
-    HeaderMap, Method, StatusCode, Version,
-    header::{CONNECTION, CONTENT_LENGTH, DATE, EXPECT, TRANSFER_ENCODING},
-};
+use http::{Method, StatusCode, Version};
 use tokio::io::AsyncReadExt;
 use tracing::debug;
 
@@ -21,6 +18,7 @@ use super::{
     body::{Body, BrokenResponse},
     connection::{Connection, NoRequest, Raw},
     error::{Refusal, RequestError},
+    fields::{Fields, Known, KnownSet, put_field},
     forward, headers,
     http1::{chunked, framing, head},
     message::{Frame, RequestHead, ResponseHead},
@@ -35,6 +33,10 @@ const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1 << 20;
 /// A request body that nobody wants is read up to here, so that the connection can go on.
 const SKIPPED_BYTES: u64 = 64 << 10;
+/// The lines that we add to a head.
+const HEAD_ROOM: usize = 256;
+/// A body up to here leaves with its head, so there is to be room for both.
+const SMALL: u64 = 8 << 10;
 /// What a client gets that let us wait for too long with a request.
 const LAST_WORDS: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
@@ -127,9 +129,10 @@ async fn answer(connection: &Rc<Connection>, head: RequestHead) -> Option<End> {
         Ok(framing) => {
             // RFC 9110 section 10.1.1.
             let continue_awaited = head.version == Version::HTTP_11
-                && head.headers.get(EXPECT).is_some_and(|expected| {
-                    expected.as_bytes().eq_ignore_ascii_case(b"100-continue")
-                });
+                && head
+                    .headers
+                    .get(Known::Expect)
+                    .is_some_and(|expected| expected.eq_ignore_ascii_case(b"100-continue"));
             connection.begin_body(framing, continue_awaited);
             service::handle(head, connection, started).await
         }
@@ -152,7 +155,7 @@ impl Facts {
         Facts {
             version: head.version,
             is_head: head.method == Method::HEAD,
-            stays: match head.headers.contains_key(CONNECTION) {
+            stays: match head.headers.has(Known::Connection) {
                 true if says("close") => false,
                 true if head.version == Version::HTTP_10 => says("keep-alive"),
                 _ => head.version == Version::HTTP_11,
@@ -251,40 +254,34 @@ fn put_head(
     stays: bool,
     then: &Then,
 ) {
+    out.reserve(
+        head.headers.written_length() + HEAD_ROOM + body.length().unwrap_or(0).min(SMALL) as usize,
+    );
     head::put_status_line(out, head.status, head.reason.as_deref());
     // RFC 9110 section 8.6: there is none where there cannot be a body at all.
-    let lengthy = matches!(coding, Coding::None | Coding::Length)
+    let has_length = matches!(coding, Coding::None | Coding::Length)
         && head.status != StatusCode::NO_CONTENT
         && !head.status.is_informational();
-    let mut has_length = !lengthy;
-    let mut has_date = false;
-    for (name, value) in &head.headers {
-        if name == CONTENT_LENGTH {
-            if !lengthy {
-                continue;
-            }
-            has_length = true;
-        }
-        has_date |= name == DATE;
-        head::put_field(out, name, value.as_bytes());
+    let skipped = match has_length {
+        true => KnownSet::of(&[]),
+        false => KnownSet::of(&[Known::ContentLength]),
+    };
+    head.headers.put_without(skipped, out);
+    if !head.headers.has(Known::Date) {
+        put_field(out, b"date", connection.worker.date.borrow().as_bytes());
     }
-    if !has_date {
-        head::put_field(out, &DATE, connection.worker.date.borrow().as_bytes());
-    }
-    if let (Body::Text(text), false) = (body, has_length) {
+    if let (Body::Text(text), true) = (body, has_length) {
         out.put_slice(b"content-length: ");
         head::put_number(out, text.len() as u64);
         out.put_slice(b"\r\n");
     }
     if coding == Coding::Chunked {
-        head::put_field(out, &TRANSFER_ENCODING, b"chunked");
+        out.put_slice(b"transfer-encoding: chunked\r\n");
     }
     match then {
         Then::Tunnel(protocol, _) => headers::put_upgrade(out, protocol),
-        _ if !stays => head::put_field(out, &CONNECTION, b"close"),
-        _ if facts.version == Version::HTTP_10 => {
-            head::put_field(out, &CONNECTION, b"keep-alive");
-        }
+        _ if !stays => out.put_slice(b"connection: close\r\n"),
+        _ if facts.version == Version::HTTP_10 => out.put_slice(b"connection: keep-alive\r\n"),
         _ => {}
     }
     out.put_slice(b"\r\n");
@@ -366,7 +363,7 @@ impl Sending {
         }
     }
 
-    fn end(&mut self, connection: &Connection, trailers: Option<&HeaderMap>) {
+    fn end(&mut self, connection: &Connection, trailers: Option<&Fields>) {
         self.ended = true;
         if self.coding == Coding::Chunked {
             connection.put(|out| chunked::put_end(out, trailers));

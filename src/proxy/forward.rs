@@ -6,21 +6,22 @@
 
 use std::{future::poll_fn, rc::Rc, time::Duration};
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header::UPGRADE};
+use bytes::Bytes;
+use http::{StatusCode, Version};
 use tracing::{Level, debug, enabled};
 
 use super::{
     body::{Body, RequestBody, ResponseBody},
-    call::{Call, CallError, Upload},
+    call::{Call, CallError, Message, Upload},
     connection::Connection,
     error::{RequestError, UpstreamError},
+    fields::Known,
     headers,
     message::{RequestHead, ResponseHead},
     pool::Pool,
     record::Record,
     service::{Reply, Then},
     upgrade::Tunnel,
-    uri::Target as RequestTarget,
 };
 use crate::{
     clock,
@@ -37,7 +38,9 @@ pub struct Exchange<'a> {
     /// The head, stripped and prepared; its target is trimmed.
     pub head: &'a RequestHead,
     /// The protocol that the client asks to switch to.
-    pub upgrade: Option<HeaderValue>,
+    pub upgrade: Option<Bytes>,
+    /// Whether the client said `TE: trailers`.
+    pub takes_trailers: bool,
 }
 
 /// An upstream's answer, and the connection that it comes by.
@@ -50,14 +53,6 @@ struct Answer {
 struct Unanswered<E = RequestError> {
     error: E,
     unsent: Option<Upload>,
-}
-
-/// What all requests to any upstream have in common.
-struct Message<'a> {
-    method: &'a Method,
-    target: &'a RequestTarget,
-    headers: &'a HeaderMap,
-    upgrade: Option<&'a HeaderValue>,
 }
 
 impl Exchange<'_> {
@@ -107,13 +102,14 @@ impl Exchange<'_> {
             Target::Canary => (&self.config.canary, &self.connection.worker.pools.canary),
         };
         let message = Message {
-            method: &self.head.method,
-            target: &self.head.target,
-            headers: &self.head.headers,
-            upgrade: self.upgrade.as_ref(),
+            head: self.head,
+            client: &self.connection.forwarded_for,
+            takes_trailers: self.takes_trailers,
+            upgrade: self.upgrade.as_deref(),
+            partial: None,
         };
         if enabled!(Level::DEBUG) {
-            message.log(target, upload.length());
+            log(target, self.head, upload.length());
         }
         let informed = self.head.version == Version::HTTP_11;
         send_once(self.connection, pool, upstream, &message, upload, informed)
@@ -143,7 +139,8 @@ impl Exchange<'_> {
             );
         }
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            let protocol = head.headers.get(UPGRADE).cloned();
+            let protocol = head.headers.get_bytes(Known::Upgrade);
+            let protocol = protocol.filter(|protocol| !protocol.is_empty());
             headers::strip_hop_by_hop(&mut head.headers);
             let (Some(_), Some(protocol), Some((io, read))) =
                 (&self.upgrade, protocol, call.into_tunnel())
@@ -157,7 +154,7 @@ impl Exchange<'_> {
             };
             return Ok(Reply {
                 head,
-                body: Body::Text(bytes::Bytes::new()),
+                body: Body::Text(Bytes::new()),
                 then: Then::Tunnel(protocol, Box::new(Tunnel { io, read })),
             });
         }
@@ -190,13 +187,8 @@ async fn send_once(
     informed: bool,
 ) -> Result<Answer, Unanswered<CallError>> {
     let deadline = clock::now() + upstream.client.timeout;
-    let Message {
-        method,
-        target,
-        headers,
-        upgrade,
-    } = *message;
-    upload.address(upstream, method, target, headers, upgrade);
+    let method = &message.head.method;
+    upload.address(upstream, message);
     loop {
         let lease = match pool.lease(upstream).await {
             Ok(lease) => lease,
@@ -241,18 +233,11 @@ pub async fn ask(
     connection: &Connection,
     pool: &Rc<Pool>,
     upstream: &Upstream,
-    head: &RequestHead,
-    headers: &HeaderMap,
+    message: &Message<'_>,
     body: RequestBody,
 ) -> Result<(StatusCode, Call), UpstreamError> {
-    let message = Message {
-        method: &head.method,
-        target: &head.target,
-        headers,
-        upgrade: None,
-    };
     let upload = Upload::new(body);
-    match send_once(connection, pool, upstream, &message, upload, false).await {
+    match send_once(connection, pool, upstream, message, upload, false).await {
         Ok(Answer { head, .. }) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
             Err(UpstreamError::caused(
                 FailureKind::Malformed,
@@ -268,19 +253,17 @@ pub async fn ask(
     }
 }
 
-impl Message<'_> {
-    /// The head of a request as it goes out, for the debug log; credentials are masked. The target is
-    /// shown without what the configuration puts before it, where a key may be.
-    fn log(&self, target: Target, length: Option<u64>) {
-        debug!(
-            to = target.label(),
-            method = %self.method,
-            uri = %String::from_utf8_lossy(self.target.as_bytes()),
-            length,
-            headers_json = headers::masked(self.headers).as_str(),
-            "forwarding"
-        );
-    }
+/// The head of a request as it goes out, for the debug log; credentials are masked. The target is
+/// shown without what the configuration puts before it, where a key may be.
+fn log(target: Target, head: &RequestHead, length: Option<u64>) {
+    debug!(
+        to = target.label(),
+        method = %head.method,
+        uri = %String::from_utf8_lossy(head.target.as_bytes()),
+        length,
+        headers_json = headers::masked(&head.headers).as_str(),
+        "forwarding"
+    );
 }
 
 /// How long an upstream may take to answer after a request body's last progress.

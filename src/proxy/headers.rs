@@ -4,71 +4,65 @@
 //! what we add is added; never the other way round, or a client could have our additions removed by
 //! naming them in `Connection`.
 
-use std::net::IpAddr;
+use std::{collections::HashSet, net::IpAddr};
 
-use bytes::{BufMut, BytesMut};
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Version,
-    header::{
-        AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
-        CONTENT_TYPE, COOKIE, EXPECT, HOST, MAX_FORWARDS, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-        RANGE, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
-    },
-    uri::Authority,
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{Method, Version, uri::Authority};
+
+use super::{
+    error::Refusal,
+    fields::{Fields, Known, KnownSet, put_field},
+    message::RequestHead,
 };
 
-use super::{error::Refusal, http1::head, message::RequestHead};
-
-/// Who decides, where the client may.
-pub const X_CANARY: HeaderName = HeaderName::from_static("x-canary");
-/// Says to the sidecar that it was not given the whole body.
-pub const X_CANARY_BODY: HeaderName = HeaderName::from_static("x-canary-body");
-/// The addresses that a request came through.
-pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-
 /// What belongs to one connection whether `Connection` names it or not.
-const HOP_BY_HOP: [HeaderName; 8] = [
-    CONNECTION,
-    PROXY_CONNECTION,
-    KEEP_ALIVE,
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRANSFER_ENCODING,
-    UPGRADE,
-];
+const HOP_BY_HOP: KnownSet = KnownSet::of(&[
+    Known::Connection,
+    Known::ProxyConnection,
+    Known::KeepAlive,
+    Known::ProxyAuthenticate,
+    Known::ProxyAuthorization,
+    Known::Te,
+    Known::TransferEncoding,
+    Known::Upgrade,
+]);
 
 /// What `Connection` cannot have removed: the framing and routing of the message hang on it.
-const NOT_REMOVABLE: [HeaderName; 3] = [HOST, CONTENT_LENGTH, TRAILER];
+const NOT_REMOVABLE: KnownSet = KnownSet::of(&[Known::Host, Known::ContentLength, Known::Trailer]);
 
 /// What may not come after the content (RFC 9110 section 6.5.1): framing, routing, authentication,
 /// and what says how the content is to be read.
-const NOT_IN_TRAILERS: [HeaderName; 22] = [
-    AUTHORIZATION,
-    CACHE_CONTROL,
-    CONNECTION,
-    CONTENT_ENCODING,
-    CONTENT_LENGTH,
-    CONTENT_RANGE,
-    CONTENT_TYPE,
-    COOKIE,
-    EXPECT,
-    HOST,
-    KEEP_ALIVE,
-    MAX_FORWARDS,
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    PROXY_CONNECTION,
-    RANGE,
-    SET_COOKIE,
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-    X_CANARY,
+const NOT_IN_TRAILERS: [&str; 22] = [
+    "authorization",
+    "cache-control",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-range",
+    "content-type",
+    "cookie",
+    "expect",
+    "host",
+    "keep-alive",
+    "max-forwards",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "range",
+    "set-cookie",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-canary",
+];
+
+/// What could be used to act as the client.
+const SECRET: [&str; 4] = [
+    "authorization",
+    "proxy-authorization",
+    "cookie",
+    "set-cookie",
 ];
 
 /// Refuses what may not be forwarded at all.
@@ -80,9 +74,9 @@ pub fn vet(head: &RequestHead) -> Result<(), Refusal> {
         return Err(Refusal::Method);
     }
     // RFC 9112 section 3.2: exactly one valid Host, or 400.
-    let mut hosts = head.headers.get_all(HOST).iter();
+    let mut hosts = head.headers.all(Known::Host);
     match (hosts.next(), hosts.next()) {
-        (Some(host), None) if is_valid_host(host.as_bytes()) => Ok(()),
+        (Some(host), None) if is_valid_host(host) => Ok(()),
         (None, _) if head.version < Version::HTTP_11 => Ok(()),
         (None, _) => Err(Refusal::Bad("the Host header is missing")),
         (Some(_), Some(_)) => Err(Refusal::Bad("there is more than one Host header")),
@@ -99,7 +93,12 @@ pub fn is_valid_host(host: &[u8]) -> bool {
     }
     Authority::try_from(host).is_ok_and(|host| {
         let port = &host.as_str()[host.host().len()..];
-        !host.as_str().contains('@') && (matches!(port, "" | ":") || host.port_u16().is_some())
+        let is_port = |port: &str| {
+            port.is_empty()
+                || port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
+        };
+        let port_is_valid = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
+        !host.as_str().contains('@') && port_is_valid
     })
 }
 
@@ -108,18 +107,13 @@ pub fn is_valid_host(host: &[u8]) -> bool {
 ///
 /// # Errors
 /// A request with a body: whose bytes would be whose after the switch?
-pub fn wanted_upgrade(head: &RequestHead, has_body: bool) -> Result<Option<HeaderValue>, Refusal> {
-    let Some(protocol) = head.headers.get(UPGRADE) else {
+pub fn wanted_upgrade(head: &RequestHead, has_body: bool) -> Result<Option<Bytes>, Refusal> {
+    let Some(protocol) = head.headers.get_bytes(Known::Upgrade) else {
         return Ok(None);
     };
+    let h2c =
+        || tokens(&head.headers, Known::Upgrade).any(|token| token.eq_ignore_ascii_case(b"h2c"));
     let named = connection_says(&head.headers, "upgrade");
-    let h2c = || {
-        protocol.to_str().is_ok_and(|protocols| {
-            protocols
-                .split(',')
-                .any(|one| one.trim().eq_ignore_ascii_case("h2c"))
-        })
-    };
     if !named || head.version != Version::HTTP_11 || h2c() {
         return Ok(None);
     }
@@ -128,152 +122,106 @@ pub fn wanted_upgrade(head: &RequestHead, has_body: bool) -> Result<Option<Heade
             "a request that asks for an upgrade cannot have a body",
         ));
     }
-    Ok(Some(protocol.clone()))
+    Ok(Some(protocol))
 }
 
-/// Takes off everything that belongs to this connection only, and what `Connection` names.
-/// `TE: trailers` stays: it is the one `TE` that every hop understands.
-pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if let Some(connection) = headers.get(CONNECTION) {
-        // The usual values name no header, or one that goes anyway.
-        let usual = [
-            &b"keep-alive"[..],
-            b"close",
-            b"Keep-Alive",
-            b"Upgrade",
-            b"upgrade",
-        ];
-        let several = headers.get_all(CONNECTION).iter().nth(1).is_some();
-        if several || !usual.contains(&connection.as_bytes()) {
-            let named: Vec<HeaderName> = connection_tokens(headers)
-                .filter_map(|token| token.parse().ok())
-                .filter(|name| !NOT_REMOVABLE.contains(name))
-                .collect();
-            let trailers = named.contains(&TE) && accepts_trailers(headers);
-            for name in named {
-                headers.remove(name);
-            }
-            if trailers {
-                headers.insert(TE, HeaderValue::from_static("trailers"));
-            }
-        }
+/// Takes off everything that belongs to this connection only, and what `Connection` names. Whether the
+/// message said `TE: trailers`, the one `TE` that every hop understands.
+pub fn strip_hop_by_hop(headers: &mut Fields) -> bool {
+    if !headers.has_any(HOP_BY_HOP) {
+        return false;
     }
-    let trailers = headers.contains_key(TE) && accepts_trailers(headers);
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
+    let trailers =
+        tokens(headers, Known::Te).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
+    // The usual tokens name no header, or one that goes anyway.
+    let usual = [&b"keep-alive"[..], b"close", b"upgrade", b"te"];
+    let named: HashSet<Vec<u8>> = tokens(headers, Known::Connection)
+        .map(<[u8]>::to_ascii_lowercase)
+        .filter(|token| !usual.contains(&token.as_slice()))
+        .collect();
+    if !named.is_empty() {
+        headers.remove_named(&named, NOT_REMOVABLE);
     }
-    if trailers {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
-    }
+    headers.remove(HOP_BY_HOP);
+    trailers
 }
 
-/// Makes a stripped request head ready for any upstream: adds the client's address to
-/// `X-Forwarded-For`, and takes off `Expect`, which we answer ourselves.
-pub fn prepare(headers: &mut HeaderMap, client: &HeaderValue) {
-    headers.remove(EXPECT);
-    let mut earlier = headers.get_all(X_FORWARDED_FOR).iter();
-    let value = match (earlier.next(), earlier.next()) {
-        (None, _) => client.clone(),
-        _ => {
-            let mut joined = Vec::new();
-            for value in headers.get_all(X_FORWARDED_FOR) {
-                joined.extend_from_slice(value.as_bytes());
-                joined.extend_from_slice(b", ");
-            }
-            joined.extend_from_slice(client.as_bytes());
-            HeaderValue::from_bytes(&joined).unwrap_or_else(|_| client.clone())
-        }
-    };
-    headers.insert(X_FORWARDED_FOR, value);
+/// Writes `X-Forwarded-For`: what was there, and the client's address behind it.
+pub fn put_forwarded_for(headers: &Fields, client: &[u8], out: &mut BytesMut) {
+    out.put_slice(b"x-forwarded-for: ");
+    let earlier = headers.all(Known::XForwardedFor);
+    for earlier in earlier.filter(|value| !value.is_empty()) {
+        out.put_slice(earlier);
+        out.put_slice(b", ");
+    }
+    out.put_slice(client);
+    out.put_slice(b"\r\n");
 }
 
 /// Asks for the switch again, on our own connection to the upstream or the client.
-pub fn put_upgrade(head: &mut BytesMut, protocol: &HeaderValue) {
+pub fn put_upgrade(head: &mut BytesMut, protocol: &[u8]) {
     head.put_slice(b"connection: upgrade\r\n");
-    head::put_field(head, &UPGRADE, protocol.as_bytes());
+    put_field(head, b"upgrade", protocol);
 }
 
 /// Takes off the trailer fields that may not be any.
-pub fn keep_allowed_trailers(trailers: &mut HeaderMap) {
-    for name in &NOT_IN_TRAILERS {
-        trailers.remove(name);
-    }
+pub fn keep_allowed_trailers(trailers: &mut Fields) {
+    let forbidden = NOT_IN_TRAILERS.map(|name| name.as_bytes().to_vec());
+    trailers.remove_named(&forbidden.into(), KnownSet::of(&[]));
 }
 
 /// Whether `Connection` holds this token.
-pub fn connection_says(headers: &HeaderMap, token: &str) -> bool {
-    connection_tokens(headers).any(|one| one.eq_ignore_ascii_case(token))
+pub fn connection_says(headers: &Fields, token: &str) -> bool {
+    tokens(headers, Known::Connection).any(|one| one.eq_ignore_ascii_case(token.as_bytes()))
 }
 
 /// The address of a client as `X-Forwarded-For` shows it. An IPv4 client of a dual-stack listener is
 /// shown as IPv4.
-pub fn forwarded_for(client: IpAddr) -> HeaderValue {
-    HeaderValue::from_str(&client.to_canonical().to_string())
-        .expect("an IP address is made of digits, letters, dots and colons")
+pub fn forwarded_for(client: IpAddr) -> String {
+    client.to_canonical().to_string()
 }
 
 /// Headers as a JSON object for the debug log: what could be used to act as the client is not shown.
-pub fn masked(headers: &HeaderMap) -> String {
-    const SECRET: [HeaderName; 4] = [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE, SET_COOKIE];
-    let shown = headers.keys().map(|name| {
-        let values: Vec<_> = match SECRET.contains(name) {
-            true => vec!["***".into()],
-            false => headers
-                .get_all(name)
-                .iter()
-                .map(|value| String::from_utf8_lossy(value.as_bytes()))
-                .collect(),
+pub fn masked(headers: &Fields) -> String {
+    let mut shown = serde_json::Map::new();
+    for (name, value) in headers.iter() {
+        let name = String::from_utf8_lossy(name).to_ascii_lowercase();
+        let value = match SECRET.contains(&name.as_str()) {
+            true => "***".into(),
+            false => String::from_utf8_lossy(value),
         };
-        (name.to_string(), serde_json::Value::from(values.join(", ")))
-    });
-    serde_json::Value::Object(shown.collect()).to_string()
+        let joined = match shown.get(&name).and_then(serde_json::Value::as_str) {
+            Some("***") => continue,
+            Some(earlier) => format!("{earlier}, {value}"),
+            None => value.into_owned(),
+        };
+        shown.insert(name, joined.into());
+    }
+    serde_json::Value::Object(shown).to_string()
 }
 
-fn accepts_trailers(headers: &HeaderMap) -> bool {
+/// The members of a list (RFC 9110 section 5.6.1) over all lines of a field. Whatever bytes one of
+/// them holds, it hides no other.
+fn tokens(headers: &Fields, known: Known) -> impl Iterator<Item = &[u8]> {
     headers
-        .get_all(TE)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .any(|value| {
-            value
-                .split(',')
-                .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
-        })
-}
-
-fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
+        .all(known)
+        .flat_map(|value| value.split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
         .filter(|token| !token.is_empty())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::uri::Target;
+    use crate::proxy::{fields::tests::fields, uri::Target};
 
-    fn map(lines: &[(&'static str, &'static str)]) -> HeaderMap {
-        lines
-            .iter()
-            .map(|(name, value)| {
-                (
-                    HeaderName::from_static(name),
-                    HeaderValue::from_static(value),
-                )
-            })
-            .collect()
-    }
-
-    fn stripped(lines: &[(&'static str, &'static str)]) -> Vec<String> {
-        let mut headers = map(lines);
+    fn stripped(lines: &[(&str, &str)]) -> Vec<String> {
+        let mut headers = fields(lines);
         strip_hop_by_hop(&mut headers);
-        let mut left: Vec<String> = headers.keys().map(ToString::to_string).collect();
-        left.sort();
-        left
+        headers
+            .iter()
+            .map(|(name, _)| String::from_utf8(name.to_vec()).unwrap())
+            .collect()
     }
 
     #[test]
@@ -308,7 +256,7 @@ mod tests {
                 ("host", "h"),
                 ("content-length", "3"),
             ]),
-            ["content-length", "host"]
+            ["host", "content-length"]
         );
         assert_eq!(
             stripped(&[("connection", "x-a"), ("connection", "x-b"), ("x-b", "1")]),
@@ -317,46 +265,59 @@ mod tests {
     }
 
     #[test]
-    fn te_trailers_stays_and_other_codings_go() {
+    fn te_trailers_is_told_and_other_codings_are_not() {
         for connection in ["te", "keep-alive", "close, TE"] {
-            let mut headers = map(&[("connection", connection), ("te", "gzip, trailers")]);
-            strip_hop_by_hop(&mut headers);
-            assert_eq!(headers.get(TE).unwrap(), "trailers", "{connection}");
+            let mut headers = fields(&[("connection", connection), ("te", "gzip, trailers")]);
+            assert!(strip_hop_by_hop(&mut headers), "{connection}");
+            assert!(headers.is_empty());
         }
+        assert!(!strip_hop_by_hop(&mut fields(&[("te", "gzip")])));
+    }
+
+    #[test]
+    fn odd_bytes_hide_no_token() {
+        let mut headers = fields(&[("connection", "\u{e4}, x-a"), ("x-a", "1")]);
+        assert!(connection_says(&headers, "X-A"));
+        strip_hop_by_hop(&mut headers);
+        assert!(headers.is_empty());
     }
 
     #[test]
     fn the_client_address_is_appended_to_what_was_there() {
         let client = forwarded_for("::ffff:192.0.2.1".parse().unwrap());
-        let mut headers = HeaderMap::new();
-        prepare(&mut headers, &client);
-        assert_eq!(headers[X_FORWARDED_FOR], "192.0.2.1");
-        let mut headers = map(&[("x-forwarded-for", "a, b"), ("x-forwarded-for", "c")]);
-        prepare(&mut headers, &client);
-        assert_eq!(headers[X_FORWARDED_FOR], "a, b, c, 192.0.2.1");
-        assert_eq!(headers.get_all(X_FORWARDED_FOR).iter().count(), 1);
+        let written = |headers| {
+            let mut out = BytesMut::new();
+            put_forwarded_for(&headers, client.as_bytes(), &mut out);
+            String::from_utf8(out.to_vec()).unwrap()
+        };
+        assert_eq!(written(fields(&[])), "x-forwarded-for: 192.0.2.1\r\n");
+        let earlier = fields(&[("x-forwarded-for", "a, b"), ("X-Forwarded-For", "c")]);
+        assert_eq!(written(earlier), "x-forwarded-for: a, b, c, 192.0.2.1\r\n");
     }
 
     #[test]
     fn the_log_shows_no_credentials() {
-        let headers = map(&[
+        let headers = fields(&[
             ("cookie", "s=1"),
+            ("Cookie", "t=2"),
+            ("x", "1"),
             ("authorization", "Basic eA=="),
             ("accept", "*/*"),
+            ("X", "2"),
         ]);
         let shown = masked(&headers);
         assert_eq!(
             shown,
-            r#"{"cookie":"***","authorization":"***","accept":"*/*"}"#
+            r#"{"cookie":"***","x":"1, 2","authorization":"***","accept":"*/*"}"#
         );
     }
 
-    fn head(version: Version, lines: &[(&'static str, &'static str)]) -> RequestHead {
+    fn head(version: Version, lines: &[(&str, &str)]) -> RequestHead {
         RequestHead {
             method: Method::GET,
             target: Target::parse(&Method::GET, "/".into()).unwrap(),
             version,
-            headers: map(lines),
+            headers: fields(lines),
         }
     }
 
@@ -373,6 +334,8 @@ mod tests {
             (&[("host", "a/b")], false),
             (&[("host", "u@h")], false),
             (&[("host", "a,b:x")], false),
+            (&[("host", "a:+80")], false),
+            (&[("host", "a:")], true),
         ] {
             assert_eq!(
                 vet(&head(Version::HTTP_11, lines)).is_ok(),

@@ -1,9 +1,9 @@
 //! Message heads as the pipeline sees them, whatever they look like on a connection.
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode, Version};
+use http::{Method, StatusCode, Version};
 
-use super::uri::Target;
+use super::{fields::Fields, uri::Target};
 
 /// The head of a request.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub struct RequestHead {
     /// The client's version of HTTP.
     pub version: Version,
     /// The fields.
-    pub headers: HeaderMap,
+    pub headers: Fields,
 }
 
 /// The head of a response.
@@ -28,7 +28,7 @@ pub struct ResponseHead {
     /// The upstream's version of HTTP.
     pub version: Version,
     /// The fields.
-    pub headers: HeaderMap,
+    pub headers: Fields,
 }
 
 /// A piece of a body.
@@ -37,17 +37,5 @@ pub enum Frame {
     /// Content; never empty.
     Data(Bytes),
     /// Trailer fields; the body is over.
-    Trailers(HeaderMap),
-}
-
-impl ResponseHead {
-    /// A head of our own.
-    pub fn new(status: StatusCode) -> ResponseHead {
-        ResponseHead {
-            status,
-            reason: None,
-            version: Version::HTTP_11,
-            headers: HeaderMap::new(),
-        }
-    }
+    Trailers(Fields),
 }

@@ -13,7 +13,7 @@
 //! | [`http1`] | HTTP/1.1 as bytes: what is understood, and what is refused |
 //! | [`watch`] | what a connection waits for and since when |
 //! | [`service`] | the pipeline |
-//! | [`message`], [`headers`], [`uri`] | message heads; what is passed on, and how it is rewritten |
+//! | [`message`], [`fields`], [`headers`], [`uri`] | message heads; what is passed on, and how it is rewritten |
 //! | [`sidecar`] | asks main or canary |
 //! | [`forward`] | sends to an upstream, falls back to main |
 //! | [`call`] | one request to an upstream, and its response |
@@ -30,6 +30,7 @@ pub mod connection;
 pub mod conversation;
 pub mod date;
 pub mod error;
+pub mod fields;
 pub mod forward;
 pub mod headers;
 pub mod http1;

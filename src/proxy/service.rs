@@ -11,18 +11,17 @@
 use std::{rc::Rc, sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use http::{
-    HeaderValue, Method, StatusCode,
-    header::{ALLOW, CONTENT_TYPE},
-};
+use http::{Method, StatusCode, Version};
 use tracing::debug;
 
 use super::{
     body::{Body, RequestBody},
     connection::Connection,
     error::{Chain, Refusal, RequestError},
+    fields::{Fields, Known},
     forward::{self, Exchange},
     headers,
+    http1::head,
     message::{RequestHead, ResponseHead},
     record::Record,
     sidecar,
@@ -56,7 +55,7 @@ pub enum Then {
     /// It closes: what follows on it cannot be trusted to be a request.
     Close,
     /// It speaks another protocol, this one.
-    Tunnel(HeaderValue, Box<Tunnel>),
+    Tunnel(Bytes, Box<Tunnel>),
 }
 
 /// Answers one request. Its body is read from the connection.
@@ -81,16 +80,11 @@ async fn route(
     let config = &snapshot.config;
 
     let upgrade = headers::wanted_upgrade(&head, !connection.is_body_over())?;
-    headers::strip_hop_by_hop(&mut head.headers);
-    headers::prepare(&mut head.headers, &connection.forwarded_for);
+    let takes_trailers = headers::strip_hop_by_hop(&mut head.headers);
     head.target = head.target.trimmed(&config.trim_prefix);
 
     let facts = Facts {
-        forced: forced_by_header(
-            head.headers
-                .get(headers::X_CANARY)
-                .map(HeaderValue::as_bytes),
-        ),
+        forced: forced_by_header(head.headers.get(Known::XCanary)),
         limits: worker.admission.spent(),
     };
     let timeout = forward::response_timeout(config);
@@ -100,7 +94,8 @@ async fn route(
         // The rules ask for a sidecar only where there is one.
         (Decision::AskSidecar(_), None) => (Reason::NoSidecar, stream()),
         (Decision::AskSidecar(statuses), Some(sidecar)) => {
-            let (answer, body) = sidecar::ask(connection, sidecar, &head, timeout).await?;
+            let (answer, body) =
+                sidecar::ask(connection, sidecar, &head, takes_trailers, timeout).await?;
             (after_sidecar(answer, statuses), body)
         }
     };
@@ -112,6 +107,7 @@ async fn route(
         config,
         head: &head,
         upgrade,
+        takes_trailers,
     }
     .run(body, record)
     .await
@@ -138,17 +134,14 @@ fn admit(reason: Reason, admission: &Arc<Admission>) -> (Reason, Option<Permit>)
 pub fn explain(error: &RequestError) -> Reply {
     debug!(error = %Chain(error), "request not forwarded");
     let mut reply = text(error.status(), format!("canary-router: {error}\n"));
-    let headers = &mut reply.head.headers;
-    headers.insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
     match error {
         RequestError::Refused(Refusal::Method) => {
-            headers.insert(
-                ALLOW,
-                HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
+            // What follows a CONNECT may be meant for the tunnel that was not made.
+            reply.head.headers = own_fields(
+                "content-type: text/plain; charset=utf-8\r\n\
+                 allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n\r\n",
             );
+            reply.then = Then::Close;
         }
         RequestError::Refused(_) | RequestError::Body(_) => reply.then = Then::Close,
         RequestError::Upstream(_) => {}
@@ -158,8 +151,18 @@ pub fn explain(error: &RequestError) -> Reply {
 
 fn text(status: StatusCode, text: impl Into<Bytes>) -> Reply {
     Reply {
-        head: ResponseHead::new(status),
+        head: ResponseHead {
+            status,
+            reason: None,
+            version: Version::HTTP_11,
+            headers: own_fields("content-type: text/plain; charset=utf-8\r\n\r\n"),
+        },
         body: Body::Text(text.into()),
         then: Then::Next,
     }
+}
+
+fn own_fields(section: &'static str) -> Fields {
+    let section = Bytes::from_static(section.as_bytes());
+    head::fields(&section, 8).expect("what we say ourselves is well-formed")
 }

@@ -12,17 +12,16 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue};
 use tokio::task::spawn_local;
 use tracing::{debug, warn};
 
 use super::{
     body::RequestBody,
-    call::Call,
+    call::{Call, Message},
     connection::Connection,
     error::{Chain, RequestError},
+    fields::Fields,
     forward,
-    headers::X_CANARY_BODY,
     message::{Frame, RequestHead},
 };
 use crate::{clock, config::Sidecar, policy::SidecarAnswer};
@@ -35,7 +34,7 @@ const FIRST_ALLOCATION: usize = 16 << 10;
 /// The request body as far as it was read for the sidecar.
 struct Collected {
     read: Bytes,
-    trailers: Option<HeaderMap>,
+    trailers: Option<Fields>,
     /// Whether that is all of it.
     whole: bool,
 }
@@ -48,6 +47,7 @@ pub async fn ask(
     connection: &Rc<Connection>,
     sidecar: &Sidecar,
     head: &RequestHead,
+    takes_trailers: bool,
     response_timeout: std::time::Duration,
 ) -> Result<(SidecarAnswer, RequestBody), RequestError> {
     let Collected {
@@ -61,19 +61,16 @@ pub async fn ask(
         true => RequestBody::whole(read, trailers),
         false => RequestBody::streaming(read, connection, response_timeout),
     };
-    // The header is ours to say, so a client cannot.
-    let changed = (partial || head.headers.contains_key(X_CANARY_BODY)).then(|| {
-        let mut headers = head.headers.clone();
-        headers.remove(X_CANARY_BODY);
-        if partial {
-            headers.insert(X_CANARY_BODY, HeaderValue::from_static("partial"));
-        }
-        headers
-    });
-    let headers = changed.as_ref().unwrap_or(&head.headers);
+    let message = Message {
+        head,
+        client: &connection.forwarded_for,
+        takes_trailers,
+        upgrade: None,
+        partial: Some(partial),
+    };
     let pool = &connection.worker.pools.sidecar;
     let given = RequestBody::whole(given, None);
-    let asked = forward::ask(connection, pool, &sidecar.upstream, head, headers, given).await;
+    let asked = forward::ask(connection, pool, &sidecar.upstream, &message, given).await;
     let answer = match asked {
         Ok((status, call)) => {
             drain(call, sidecar);

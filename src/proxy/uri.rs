@@ -49,7 +49,8 @@ impl Target {
             .iter()
             .position(|byte| matches!(byte, b'/' | b'?'))
             .unwrap_or(rest.len());
-        if end == 0 || !headers::is_valid_host(&rest[..end]) {
+        if matches!(rest[..end].first(), None | Some(b':')) || !headers::is_valid_host(&rest[..end])
+        {
             return Err("the request target has no valid authority");
         }
         Ok(match rest.get(end) {
@@ -183,6 +184,7 @@ mod tests {
             "http:/a",
             "://h/",
             "http://h:x/",
+            "http://:80/",
         ] {
             assert!(parse(target).is_err(), "{target}");
         }

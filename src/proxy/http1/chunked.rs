@@ -1,12 +1,12 @@
 //! The chunked transfer coding (RFC 9112 section 7.1), both ways.
 
 use bytes::{Buf, BufMut, BytesMut};
-use http::HeaderMap;
 
 use super::{
     framing::Step,
     head::{self, MAX_TRAILER_BYTES},
 };
+use crate::proxy::fields::{Fields, KnownSet};
 
 /// What all chunk extensions of one body may be long together: nobody uses them but to attack.
 const MAX_EXTENSION_BYTES: usize = 16 << 10;
@@ -37,7 +37,7 @@ pub enum Malformed {
 #[derive(Debug)]
 pub struct Chunked {
     state: State,
-    /// Bytes of extensions so far.
+    /// Bytes of extensions and blanks so far.
     extensions: usize,
     /// Whether blanks may follow a size.
     padded: bool,
@@ -130,7 +130,10 @@ impl Chunked {
                 (State::Size { size, .. } | State::Padding { size }, byte) => match byte {
                     b'\r' => State::SizeLineFeed { size },
                     b';' => State::Extension { size },
-                    b' ' | b'\t' if self.padded => State::Padding { size },
+                    b' ' | b'\t' if self.padded => {
+                        self.count_extension()?;
+                        State::Padding { size }
+                    }
                     _ => return Err(Malformed::Extension),
                 },
                 (State::Extension { size }, b'\r') => State::SizeLineFeed { size },
@@ -138,10 +141,7 @@ impl Chunked {
                     return Err(Malformed::Extension);
                 }
                 (extension @ State::Extension { .. }, _) => {
-                    self.extensions += 1;
-                    if self.extensions > MAX_EXTENSION_BYTES {
-                        return Err(Malformed::ExtensionsTooLong);
-                    }
+                    self.count_extension()?;
                     extension
                 }
                 (State::SizeLineFeed { size: 0 }, b'\n') => State::Trailers,
@@ -161,6 +161,14 @@ impl Chunked {
         }
         buf.advance(read);
         Ok(false)
+    }
+
+    fn count_extension(&mut self) -> Result<(), Malformed> {
+        self.extensions += 1;
+        match self.extensions > MAX_EXTENSION_BYTES {
+            true => Err(Malformed::ExtensionsTooLong),
+            false => Ok(()),
+        }
     }
 }
 
@@ -188,10 +196,10 @@ pub fn put_size(out: &mut BytesMut, size: usize) {
 }
 
 /// The last chunk, and the trailer fields, which the caller has vetted.
-pub fn put_end(out: &mut BytesMut, trailers: Option<&HeaderMap>) {
+pub fn put_end(out: &mut BytesMut, trailers: Option<&Fields>) {
     out.put_slice(b"0\r\n");
     if let Some(trailers) = trailers {
-        head::put_fields(out, trailers);
+        trailers.put_without(KnownSet::of(&[]), out);
     }
     out.put_slice(b"\r\n");
 }
@@ -308,6 +316,12 @@ mod tests {
         endless.resize(MAX_EXTENSION_BYTES + 3, b'a');
         assert_eq!(
             decode(&endless, 1000, false),
+            Err(Malformed::ExtensionsTooLong)
+        );
+        let mut padding = b"1".to_vec();
+        padding.resize(MAX_EXTENSION_BYTES + 3, b' ');
+        assert_eq!(
+            decode(&padding, 1000, true),
             Err(Malformed::ExtensionsTooLong)
         );
         let chunk = b"1;0123456789\r\nx\r\n".repeat(MAX_EXTENSION_BYTES / 10 + 1);

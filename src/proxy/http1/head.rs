@@ -5,11 +5,12 @@
 //! before a colon. Values are slices of the bytes that were read.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
+use http::{Method, StatusCode, Version};
 use httparse::{EMPTY_HEADER, Header};
 use memchr::{memchr, memchr_iter};
 
 use crate::proxy::{
+    fields::Fields,
     message::{RequestHead, ResponseHead},
     uri::Target,
 };
@@ -99,6 +100,9 @@ pub fn parse_request(
     while search.searched == 0 && buf.starts_with(b"\r\n") {
         buf.advance(2);
     }
+    if search.searched == 0 && &buf[..] == b"\r" {
+        return Ok(None);
+    }
     let seen_before = search.searched;
     let end = search.end(buf, false).map_err(|BareLineFeed| {
         BadHead::Malformed("a line of the header section does not end with CRLF")
@@ -112,11 +116,7 @@ pub fn parse_request(
     }
     let Some(end) = end else {
         // Whoever does not speak HTTP at all is told at once.
-        if seen_before == 0
-            && buf
-                .first()
-                .is_some_and(|byte| !is_token(*byte) && *byte != b'\r')
-        {
+        if seen_before == 0 && buf.first().is_some_and(|byte| !is_token(*byte)) {
             return Err(BadHead::Malformed("the request line is malformed"));
         }
         return Ok(None);
@@ -129,10 +129,8 @@ pub fn parse_request(
     }
     let (method, target, version) = request_line(&head[..first - 2])?;
     let target = Target::parse(&method, head.slice_ref(target)).map_err(BadHead::Malformed)?;
-    let headers = fields(&head.slice(first..), lines).map_err(|bad| match bad {
-        BadFields::Malformed => BadHead::Malformed("a header field is malformed"),
-        BadFields::TooMany => BadHead::TooLarge,
-    })?;
+    let headers = fields(&head.slice(first..), lines)
+        .map_err(|BadFields| BadHead::Malformed("a header field is malformed"))?;
     Ok(Some(RequestHead {
         method,
         target,
@@ -201,7 +199,7 @@ pub fn parse_response(
         _ => Some(head.slice_ref(reason)),
     };
     let headers = fields(&head.slice(first..), lines)
-        .map_err(|_| BadResponse("one of its header fields is malformed"))?;
+        .map_err(|BadFields| BadResponse("one of its header fields is malformed"))?;
     Ok(Some(ResponseHead {
         status,
         reason,
@@ -235,29 +233,25 @@ fn status_line(line: &[u8]) -> Option<(Version, StatusCode, &[u8])> {
 ///
 /// # Errors
 /// It is malformed.
-pub fn parse_trailers(buf: &mut BytesMut) -> Result<Option<HeaderMap>, BadFields> {
+pub fn parse_trailers(buf: &mut BytesMut) -> Result<Option<Fields>, BadFields> {
     let mut search = Search::default();
-    let end = search
-        .end(buf, false)
-        .map_err(|BareLineFeed| BadFields::Malformed)?;
+    let end = search.end(buf, false).map_err(|BareLineFeed| BadFields)?;
     match end {
         None => Ok(None),
-        Some(end) if end > MAX_TRAILER_BYTES => Err(BadFields::TooMany),
+        Some(end) if end > MAX_TRAILER_BYTES => Err(BadFields),
         Some(end) => fields(&buf.split_to(end).freeze(), search.lines).map(Some),
     }
 }
 
-/// What can be wrong with fields.
+/// A field is malformed, or trailers are too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BadFields {
-    /// Their syntax.
-    Malformed,
-    /// There are more than can be kept.
-    TooMany,
-}
+pub struct BadFields;
 
-/// The fields of a section with at most `lines` lines, the empty one at its end not counted.
-fn fields(section: &Bytes, lines: usize) -> Result<HeaderMap, BadFields> {
+/// The fields of a section that ends with an empty line; they are at most `lines`.
+///
+/// # Errors
+/// They are malformed.
+pub fn fields(section: &Bytes, lines: usize) -> Result<Fields, BadFields> {
     let mut few = [EMPTY_HEADER; USUAL_LINES];
     let mut many = Vec::new();
     let room: &mut [Header<'_>] = match few.get_mut(..lines) {
@@ -268,37 +262,13 @@ fn fields(section: &Bytes, lines: usize) -> Result<HeaderMap, BadFields> {
         }
     };
     let Ok(httparse::Status::Complete((_, found))) = httparse::parse_headers(section, room) else {
-        return Err(BadFields::Malformed);
+        return Err(BadFields);
     };
-    let mut headers = HeaderMap::with_capacity(found.len());
+    let mut fields = Fields::within(section.clone(), found.len());
     for field in found {
-        let name = HeaderName::from_bytes(field.name.as_bytes());
-        let value = HeaderValue::from_maybe_shared(section.slice_ref(field.value));
-        let (Ok(name), Ok(value)) = (name, value) else {
-            return Err(BadFields::Malformed);
-        };
-        headers
-            .try_append(name, value)
-            .map_err(|_| BadFields::TooMany)?;
+        fields.add(field.name.as_bytes(), field.value);
     }
-    Ok(headers)
-}
-
-/// Writes fields, each with its line end.
-pub fn put_fields(out: &mut BytesMut, headers: &HeaderMap) {
-    for (name, value) in headers {
-        put_field(out, name, value.as_bytes());
-    }
-}
-
-/// Writes one field.
-pub fn put_field(out: &mut BytesMut, name: &HeaderName, value: &[u8]) {
-    let name = name.as_str().as_bytes();
-    out.reserve(name.len() + value.len() + 4);
-    out.put_slice(name);
-    out.put_slice(b": ");
-    out.put_slice(value);
-    out.put_slice(b"\r\n");
+    Ok(fields)
 }
 
 /// Writes a number in decimal.
