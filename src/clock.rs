@@ -3,12 +3,28 @@
 //! Everything that measures or waits uses the monotonic [`now`]: a step of the wall clock must not
 //! cut a request or stretch a timeout. Wall time is for what people read.
 
-use std::time::{Instant, SystemTime};
+use std::{
+    cell::Cell,
+    time::{Instant, SystemTime},
+};
+
+thread_local! {
+    static READ: Cell<Option<Instant>> = const { Cell::new(None) };
+}
 
 /// The monotonic time.
 #[allow(clippy::disallowed_methods)]
 pub fn now() -> Instant {
-    Instant::now()
+    let now = Instant::now();
+    READ.set(Some(now));
+    now
+}
+
+/// The monotonic time when this thread last read it: for what is only compared with limits that are
+/// much longer than the thread's turns. A worker reads it with every request, and otherwise every
+/// time that it looks for what is overdue.
+pub fn recent() -> Instant {
+    READ.get().unwrap_or_else(now)
 }
 
 /// The wall-clock time, for log lines only.

@@ -130,7 +130,7 @@ pub enum Body {
     /// A short answer of our own.
     Text(Bytes),
     /// An upstream's answer.
-    Upstream(Box<ResponseBody>),
+    Upstream(ResponseBody),
 }
 
 /// Why a response cannot be sent to its end.
@@ -146,7 +146,7 @@ pub enum BrokenResponse {
 
 /// An upstream's response body, with all that hangs on its end.
 pub struct ResponseBody {
-    call: Call,
+    call: Box<Call>,
     target: Target,
     record: Option<Record>,
     log: Option<BodyLog>,
@@ -155,7 +155,7 @@ pub struct ResponseBody {
 impl ResponseBody {
     /// `record` belongs to the request, `target` is who answered it (main, where a request for the
     /// canary fell back).
-    pub fn new(call: Call, target: Target, record: Record) -> ResponseBody {
+    pub fn new(call: Box<Call>, target: Target, record: Record) -> ResponseBody {
         ResponseBody {
             call,
             target,

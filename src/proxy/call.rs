@@ -103,20 +103,21 @@ pub enum CallError {
 
 impl Upload {
     /// Of a request with this body; its head comes with [`Upload::address`].
-    pub fn new(body: RequestBody) -> Upload {
+    pub fn new(body: RequestBody) -> Box<Upload> {
         let coding = match body.length() {
             _ if body.is_over() => Coding::None,
             Some(length) => Coding::Length(length),
             None => Coding::Chunked,
         };
-        Upload {
+        // It is handed around: a pointer is, and what it points to stays where it is.
+        Box::new(Upload {
             ended: body.is_over(),
             body,
             coding,
             outbox: Outbox::default(),
             head_length: 0,
             sent: 0,
-        }
+        })
     }
 
     /// Writes the head for `upstream`, instead of an earlier one of which nothing was sent.
@@ -256,7 +257,7 @@ enum Unsent {
 pub struct Call {
     /// `None` when the connection has gone back to its pool.
     lease: Option<Lease>,
-    upload: Upload,
+    upload: Box<Upload>,
     search: Search,
     informational: usize,
     response: Decoder,
@@ -270,8 +271,8 @@ pub struct Call {
 
 impl Call {
     /// Sends `upload` on the connection.
-    pub fn new(lease: Lease, upload: Upload) -> Call {
-        Call {
+    pub fn new(lease: Lease, upload: Box<Upload>) -> Box<Call> {
+        Box::new(Call {
             lease: Some(lease),
             upload,
             search: Search::default(),
@@ -280,11 +281,11 @@ impl Call {
             over: false,
             reusable: false,
             send_failed: None,
-        }
+        })
     }
 
     /// Gives the request back, after a failure.
-    pub fn into_upload(self) -> Upload {
+    pub fn into_upload(self) -> Box<Upload> {
         self.upload
     }
 

@@ -226,7 +226,7 @@ impl Connection {
             true => Stage::Idle,
             false => Stage::Head,
         };
-        self.watch.enter(stage, clock::now());
+        self.watch.enter(stage, clock::recent());
     }
 
     /// No further request is waited for; one that is on its way to us already is answered.

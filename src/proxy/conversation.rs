@@ -195,7 +195,7 @@ async fn respond(connection: &Rc<Connection>, facts: &Facts, reply: Reply) -> Op
         && !connection.worker.is_draining()
         && (matches!(body, Body::Upstream(_)) || can_skip_body(connection));
     connection.put(|out| put_head(out, connection, facts, &head, &body, coding, stays, &then));
-    connection.watch.enter(Stage::Response, clock::now());
+    connection.watch.enter(Stage::Response, clock::recent());
     let mut sending = Sending {
         body,
         coding,
@@ -216,7 +216,7 @@ async fn respond(connection: &Rc<Connection>, facts: &Facts, reply: Reply) -> Op
     if let Then::Tunnel(_, tunnel) = then {
         return Some(End::Tunnel(tunnel));
     }
-    connection.watch.enter(Stage::Finishing, clock::now());
+    connection.watch.enter(Stage::Finishing, clock::recent());
     if !stays && !connection.is_body_over() {
         // The response is known to be over, though the request is not.
         let _already_gone = Raw(connection).finish().await;

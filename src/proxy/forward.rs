@@ -46,13 +46,13 @@ pub struct Exchange<'a> {
 /// An upstream's answer, and the connection that it comes by.
 struct Answer {
     head: ResponseHead,
-    call: Call,
+    call: Box<Call>,
 }
 
 /// A request that got no answer; given back where nothing of it was sent.
 struct Unanswered<E = RequestError> {
     error: E,
-    unsent: Option<Upload>,
+    unsent: Option<Box<Upload>>,
 }
 
 impl Exchange<'_> {
@@ -80,7 +80,11 @@ impl Exchange<'_> {
     }
 
     /// The canary could not be reached: main answers, and the client does not notice.
-    async fn fall_back(self, unsent: Upload, mut record: Record) -> Result<Reply, RequestError> {
+    async fn fall_back(
+        self,
+        unsent: Box<Upload>,
+        mut record: Record,
+    ) -> Result<Reply, RequestError> {
         match self.send(Target::Main, unsent).await {
             Ok(answer) => {
                 record.fell_back(FallbackOutcome::Answered);
@@ -96,7 +100,7 @@ impl Exchange<'_> {
         }
     }
 
-    async fn send(&self, target: Target, upload: Upload) -> Result<Answer, Unanswered> {
+    async fn send(&self, target: Target, upload: Box<Upload>) -> Result<Answer, Unanswered> {
         let (upstream, pool) = match target {
             Target::Main => (&self.config.main, &self.connection.worker.pools.main),
             Target::Canary => (&self.config.canary, &self.connection.worker.pools.canary),
@@ -169,7 +173,7 @@ impl Exchange<'_> {
         }
         Ok(Reply {
             head,
-            body: Body::Upstream(Box::new(body)),
+            body: Body::Upstream(body),
             then: Then::Next,
         })
     }
@@ -183,7 +187,7 @@ async fn send_once(
     pool: &Rc<Pool>,
     upstream: &Upstream,
     message: &Message<'_>,
-    mut upload: Upload,
+    mut upload: Box<Upload>,
     informed: bool,
 ) -> Result<Answer, Unanswered<CallError>> {
     let deadline = clock::now() + upstream.client.timeout;
@@ -216,7 +220,7 @@ async fn send_once(
         let unsent = match error {
             // Of what the client broke off there is nothing to send to anybody.
             CallError::Client(_) => None,
-            CallError::Upstream(_) => Some(call.into_upload()).filter(Upload::is_unsent),
+            CallError::Upstream(_) => Some(call.into_upload()).filter(|upload| upload.is_unsent()),
         };
         match unsent {
             Some(unsent) if reused => upload = unsent,
@@ -235,7 +239,7 @@ pub async fn ask(
     upstream: &Upstream,
     message: &Message<'_>,
     body: RequestBody,
-) -> Result<(StatusCode, Call), UpstreamError> {
+) -> Result<(StatusCode, Box<Call>), UpstreamError> {
     let upload = Upload::new(body);
     match send_once(connection, pool, upstream, message, upload, false).await {
         Ok(Answer { head, .. }) if head.status == StatusCode::SWITCHING_PROTOCOLS => {

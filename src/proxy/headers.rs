@@ -87,9 +87,15 @@ pub fn vet(head: &RequestHead) -> Result<(), Refusal> {
 /// `host [ ":" port ]` (RFC 9110 section 7.2). It may be empty, which is what RFC 9112 section 3.2 has
 /// clients send where the target has no authority.
 pub fn is_valid_host(host: &[u8]) -> bool {
+    // Nearly all of them are a name or an IPv4 address, and perhaps a port.
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
-    if host.iter().all(plain) {
-        return true;
+    let name = host.iter().position(|byte| !plain(byte));
+    match name.map(|end| &host[end..]) {
+        None => return true,
+        Some([b':', port @ ..]) if port.len() <= 4 && port.iter().all(u8::is_ascii_digit) => {
+            return true;
+        }
+        Some(_) => {}
     }
     Authority::try_from(host).is_ok_and(|host| {
         let port = &host.as_str()[host.host().len()..];
@@ -135,9 +141,10 @@ pub fn strip_hop_by_hop(headers: &mut Fields) -> bool {
         tokens(headers, Known::Te).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
     // The usual tokens name no header, or one that goes anyway.
     let usual = [&b"keep-alive"[..], b"close", b"upgrade", b"te"];
+    let is_usual = |token: &&[u8]| usual.iter().any(|usual| usual.eq_ignore_ascii_case(token));
     let named: HashSet<Vec<u8>> = tokens(headers, Known::Connection)
+        .filter(|token| !is_usual(token))
         .map(<[u8]>::to_ascii_lowercase)
-        .filter(|token| !usual.contains(&token.as_slice()))
         .collect();
     if !named.is_empty() {
         headers.remove_named(&named, NOT_REMOVABLE);

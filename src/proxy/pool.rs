@@ -109,7 +109,7 @@ impl Pool {
 
     fn take_idle(&self) -> Option<UpstreamIo> {
         let mut idle = self.idle.borrow_mut();
-        let now = clock::now();
+        let now = clock::recent();
         while let Some(Idle { mut io, since }) = idle.pop() {
             self.room.used.set(self.room.used.get() - 1);
             let fresh = now.saturating_duration_since(since) < self.idle_timeout;
@@ -142,7 +142,7 @@ impl Lease {
             pool.room.used.set(pool.room.used.get() + 1);
             pool.idle.borrow_mut().push(Idle {
                 io,
-                since: clock::now(),
+                since: clock::recent(),
             });
         }
     }

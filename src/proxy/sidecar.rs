@@ -141,7 +141,7 @@ async fn collect(connection: &Connection, sidecar: &Sidecar) -> Result<Collected
 
 /// Reads what the sidecar says beyond its status, so that the connection can be used again; not for
 /// ever, and nobody waits for it.
-fn drain(mut call: Call, sidecar: &Sidecar) {
+fn drain(mut call: Box<Call>, sidecar: &Sidecar) {
     // Most have said it already.
     let mut cx = Context::from_waker(Waker::noop());
     while let Poll::Ready(frame) = call.poll_frame(&mut cx) {

@@ -52,6 +52,8 @@ pub struct Patience {
     pub read: Duration,
     /// For the next request.
     pub idle: Duration,
+    /// How long before the moment that is noted it may really have been: see [`clock::recent`].
+    pub blur: Duration,
 }
 
 /// How long a drain leaves a connection open on which a request may be on its way to us.
@@ -112,7 +114,7 @@ impl Watch {
     /// Bytes of a request came in.
     pub fn received(&self) {
         if matches!(self.stage.get(), Stage::Fresh | Stage::Idle) {
-            self.enter(Stage::Head, clock::now());
+            self.enter(Stage::Head, clock::recent());
         }
     }
 
@@ -133,7 +135,7 @@ impl Watch {
         self.reading_body(blocked);
         self.deadline_paused.set(blocked);
         if !blocked && self.deadline.get().is_some() {
-            self.deadline.set(Some(clock::now() + timeout));
+            self.deadline.set(Some(clock::recent() + timeout));
         }
     }
 
@@ -193,7 +195,9 @@ impl Watch {
     /// Called by the worker a few times a second: wakes the connection's task where something is
     /// overdue. `draining` says since when the worker drains.
     pub fn check(&self, now: Instant, patience: &Patience, draining: Option<Instant>) {
-        let late = |since: Instant, limit: Duration| now.saturating_duration_since(since) >= limit;
+        let late = |since: Instant, limit: Duration| {
+            now.saturating_duration_since(since) >= limit + patience.blur
+        };
         let since = self.since.get();
         let stage = self.stage.get();
         let stalled = || {
@@ -215,7 +219,10 @@ impl Watch {
             Stage::Fresh | Stage::Idle => late(started.max(since), DRAIN_GRACE),
         });
         let overdue = !self.deadline_paused.get()
-            && self.deadline.get().is_some_and(|deadline| deadline <= now);
+            && self
+                .deadline
+                .get()
+                .is_some_and(|deadline| deadline + patience.blur <= now);
         if overdue {
             self.deadline_passed.set(true);
         }
@@ -244,7 +251,7 @@ impl Default for Watch {
 /// Keeps the moment at which a wait began.
 fn note(since: &Cell<Option<Instant>>, blocked: bool) {
     match (blocked, since.get()) {
-        (true, None) => since.set(Some(clock::now())),
+        (true, None) => since.set(Some(clock::recent())),
         (false, Some(_)) => since.set(None),
         _ => {}
     }
@@ -265,6 +272,7 @@ mod tests {
     const PATIENCE: Patience = Patience {
         read: Duration::from_secs(5),
         idle: Duration::from_secs(120),
+        blur: Duration::ZERO,
     };
 
     fn after(watch: &Watch, seconds: u64, draining: Option<Instant>) -> Option<Order> {

@@ -278,6 +278,7 @@ async fn work(setup: Setup) -> io::Result<()> {
     let patience = Patience {
         read: config.server.read_timeout,
         idle: config.server.idle_timeout,
+        blur: tick(config),
     };
     spawn_local(Rc::clone(&worker).check_deadlines(patience, tick(config)));
     loop {
