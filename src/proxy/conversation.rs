@@ -80,7 +80,7 @@ pub async fn serve(connection: Rc<Connection>) {
         End::Quiet => close(&connection, connection.has_unread()).await,
         End::Unread => close(&connection, true).await,
         End::Broken => connection.reset(),
-        End::Tunnel(tunnel) => run_tunnel(&connection, *tunnel).await,
+        End::Tunnel(tunnel) => Box::pin(run_tunnel(&connection, *tunnel)).await,
         End::Expired(Stage::Head | Stage::Request) => {
             // Nothing of an answer was sent, but perhaps of one that announces it.
             if connection.is_flushed() {
@@ -106,10 +106,9 @@ async fn talk(connection: &Rc<Connection>) -> End {
             Err(NoRequest::Bad(bad)) => {
                 let refused = RequestError::from(Refusal::from(bad));
                 let facts = Facts::of_no_request();
-                return match respond(connection, &facts, service::explain(&refused)).await {
-                    Some(end) => end,
-                    None => End::Unread,
-                };
+                let refusal = service::explain(&refused);
+                let end = Box::pin(respond(connection, &facts, refusal)).await;
+                return end.unwrap_or(End::Unread);
             }
         };
         // A connection that waits is small, because what a request needs is not part of it.
@@ -435,7 +434,7 @@ async fn close(connection: &Connection, client_may_send: bool) {
 }
 
 async fn linger(raw: &mut Raw<'_>) {
-    let mut scratch = [0; 4096];
+    let mut scratch = vec![0; 4096];
     let mut left = LINGER_BYTES;
     while let Ok(read @ 1..) = raw.read(&mut scratch).await {
         left = left.saturating_sub(read);
