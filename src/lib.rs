@@ -19,8 +19,8 @@
 //!
 //! # The life of a request
 //!
-//! 1. A worker's listener accepts a connection ([`proxy::listener`], [`proxy::worker`]); hyper parses
-//!    requests off it ([`proxy::connection`]).
+//! 1. A worker's listener accepts a connection ([`proxy::listener`], [`proxy::worker`]); requests are
+//!    read from it one after the other ([`proxy::conversation`], [`proxy::http1`]).
 //! 2. [`proxy::service`] takes the current snapshot, strips what belongs to the connection
 //!    ([`proxy::headers`]) and trims the prefix ([`proxy::uri`]).
 //! 3. [`policy::decide`] settles where it goes, or says that the sidecar must be asked, which

@@ -229,6 +229,13 @@ impl Connection {
         self.watch.enter(stage, clock::recent());
     }
 
+    /// Lets go of memory, if the connection waits for a request.
+    pub fn shed(&self) {
+        if self.watch.stage() == Stage::Idle {
+            self.outbox.borrow_mut().rest();
+        }
+    }
+
     /// No further request is waited for; one that is on its way to us already is answered.
     pub fn leave(&self) {
         self.leaving.set(true);

@@ -180,6 +180,7 @@ impl Worker {
             self.date.borrow_mut().refresh();
             for (_, connection) in self.connections.borrow().iter() {
                 connection.watch.check(now, &patience, self.draining.get());
+                connection.shed();
             }
             if now.saturating_duration_since(evicted) >= EVICTION {
                 evicted = now;

@@ -18,7 +18,7 @@ const SCRATCH: usize = 64 << 10;
 /// From this much on that is known to come, it is read where it is kept, without copying.
 const LARGE: u64 = 24 << 10;
 /// The largest single read.
-const MOST: u64 = 256 << 10;
+const MOST: u64 = 128 << 10;
 
 /// An empty scratch buffer.
 pub fn scratch() -> Scratch {

@@ -19,6 +19,9 @@ pub struct Outbox {
     before: BytesMut,
     large: Bytes,
     after: BytesMut,
+    /// Something was written that the connection may not have sent: TLS keeps what its socket does
+    /// not take.
+    unflushed: bool,
 }
 
 impl Outbox {
@@ -44,9 +47,20 @@ impl Outbox {
         !self.large.is_empty() || self.before.len() >= LARGE
     }
 
-    /// Whether all was written.
+    /// Whether all was sent.
     pub fn is_empty(&self) -> bool {
+        self.is_written() && !self.unflushed
+    }
+
+    fn is_written(&self) -> bool {
         self.before.is_empty() && self.large.is_empty() && self.after.is_empty()
+    }
+
+    /// Lets go of memory, where nothing is kept in it.
+    pub fn rest(&mut self) {
+        if self.is_empty() {
+            *self = Outbox::default();
+        }
     }
 
     /// Throws the first `length` bytes away, of which none was written, and puts others there.
@@ -57,8 +71,8 @@ impl Outbox {
         self.before.unsplit(kept);
     }
 
-    /// Writes all there is. Says how many bytes went out, also when the end is not yet reached: the
-    /// count is added to `written`.
+    /// Sends all there is. How many bytes the connection took, also where that was not all, is added to
+    /// `written`.
     ///
     /// # Errors
     /// The connection's.
@@ -71,7 +85,7 @@ impl Outbox {
     where
         W: AsyncWrite + Unpin,
     {
-        while !self.is_empty() {
+        while !self.is_written() {
             let took = if self.large.is_empty() {
                 ready!(Pin::new(&mut *io).poll_write(cx, &self.before))?
             } else {
@@ -86,7 +100,12 @@ impl Outbox {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             *written += took as u64;
+            self.unflushed = true;
             self.took(took);
+        }
+        if self.unflushed {
+            ready!(Pin::new(io).poll_flush(cx))?;
+            self.unflushed = false;
         }
         Poll::Ready(Ok(()))
     }
@@ -181,6 +200,54 @@ mod tests {
             prop_assert_eq!(written, expected.len() as u64);
             prop_assert!(socket.taken == expected);
         }
+    }
+
+    /// Takes everything, and sends it only when flushed often enough: TLS whose socket is full.
+    struct Lazy {
+        refusals: usize,
+        kept: bool,
+    }
+
+    impl AsyncWrite for Lazy {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.get_mut().kept = true;
+            Poll::Ready(Ok(buf.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            let socket = self.get_mut();
+            if socket.refusals > 0 {
+                socket.refusals -= 1;
+                return Poll::Pending;
+            }
+            socket.kept = false;
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_sent_only_when_it_is_flushed() {
+        let mut socket = Lazy {
+            refusals: 2,
+            kept: false,
+        };
+        let mut outbox = Outbox::default();
+        outbox.put(Bytes::from_static(b"the end of an upload"));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        for _ in 0..2 {
+            let polled = outbox.poll_write(&mut socket, &mut cx, &mut 0);
+            assert!(polled.is_pending() && !outbox.is_empty());
+        }
+        let polled = outbox.poll_write(&mut socket, &mut cx, &mut 0);
+        assert!(polled.is_ready() && outbox.is_empty() && !socket.kept);
     }
 
     #[test]
