@@ -215,7 +215,18 @@ impl Upload {
                     false => Poll::Pending,
                 };
             }
-            ready!(self.outbox.poll_write(io, cx, &mut self.sent)).map_err(Unsent::Upstream)?;
+            let before = self.sent;
+            let polled = self.outbox.poll_write(io, cx, &mut self.sent);
+            if self.sent > before.max(self.head_length as u64) {
+                self.body.note_progress();
+            }
+            if let Err(error) = ready!(polled) {
+                if matches!(io, UpstreamIo::Tls(_)) {
+                    // Some of it may have left before it failed.
+                    self.sent = self.sent.max(1);
+                }
+                return Poll::Ready(Err(Unsent::Upstream(error)));
+            }
         }
     }
 

@@ -1,9 +1,10 @@
 //! Makes connections to upstreams.
 
 use std::{
+    future::{Future, poll_fn},
     io,
     net::{IpAddr, SocketAddr},
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -21,6 +22,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, lookup_host},
     sync::Mutex,
+    task::coop::unconstrained,
     time::timeout,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -39,6 +41,10 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 /// An upstream that takes nothing of what was sent to it for this long is given up by the kernel
 /// (`TCP_USER_TIMEOUT`, tcp(7)). While a response is awaited `timeout` comes first; this is for tunnels.
 const UNREAD: Duration = Duration::from_secs(60);
+/// The kernel is given no more than this beyond what the upstream has room for
+/// (`TCP_NOTSENT_LOWAT`, tcp(7)): so an upload that goes on slowly is seen to go on, and is not taken for
+/// one that stalls.
+const UNSENT: u32 = 128 << 10;
 /// How long the addresses of a name are used again.
 const RESOLVED: Duration = Duration::from_secs(1);
 
@@ -196,6 +202,9 @@ async fn finish(
     socket
         .set_tcp_user_timeout(Some(UNREAD))
         .map_err(classify_connect)?;
+    socket
+        .set_tcp_notsent_lowat(UNSENT)
+        .map_err(classify_connect)?;
     if !upstream.tls {
         return Ok(UpstreamIo::Plain(stream));
     }
@@ -235,9 +244,12 @@ impl UpstreamIo {
             UpstreamIo::Plain(io) => would_block(&io.try_read(&mut byte)),
             // What TLS says to itself (session tickets, key updates) is not the upstream's.
             UpstreamIo::Tls(io) => {
-                let mut cx = Context::from_waker(Waker::noop());
                 let mut space = ReadBuf::new(&mut byte);
-                Pin::new(io).poll_read(&mut cx, &mut space).is_pending()
+                let read = poll_fn(|cx| Pin::new(&mut *io).poll_read(cx, &mut space));
+                // Not to be taken for silence: that this task has had its turn.
+                let mut read = pin!(unconstrained(read));
+                let mut cx = Context::from_waker(Waker::noop());
+                read.as_mut().poll(&mut cx).is_pending()
             }
         }
     }

@@ -158,6 +158,8 @@ impl Connection {
             }
             if self.continue_awaited.take() {
                 self.outbox.borrow_mut().buf().put_slice(CONTINUE);
+            }
+            if !self.is_flushed() {
                 // An error shows when reading.
                 let _sent_later = self.poll_flush(cx);
             }
@@ -177,9 +179,10 @@ impl Connection {
         self.body.borrow().length()
     }
 
-    /// Whether the client will send its body only when told to, and has not been.
-    pub fn is_continue_awaited(&self) -> bool {
-        self.continue_awaited.get()
+    /// The final response begins: it is too late to tell the client to send its body. Whether the
+    /// client was waiting for that.
+    pub fn give_up_continue(&self) -> bool {
+        self.continue_awaited.take()
     }
 
     /// Puts an informational response (RFC 9110 section 15.2) before the final one.
@@ -208,9 +211,7 @@ impl Connection {
     pub fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut outbox = self.outbox.borrow_mut();
         let mut written = 0;
-        let polled = outbox.poll_write(&mut *self.stream.borrow_mut(), cx, &mut written);
-        self.watch.writing(polled.is_pending());
-        polled
+        outbox.poll_write(&mut *self.stream.borrow_mut(), cx, &mut written)
     }
 
     /// Whether all was sent.
@@ -222,11 +223,8 @@ impl Connection {
     pub fn rest(&self) {
         let mut inbox = self.inbox.borrow_mut();
         inbox.rest();
-        let stage = match inbox.bytes.is_empty() {
-            true => Stage::Idle,
-            false => Stage::Head,
-        };
-        self.watch.enter(stage, clock::recent());
+        // What is there already of the next head, if anything, is noticed when it is looked at.
+        self.watch.enter(Stage::Idle, clock::recent());
     }
 
     /// Lets go of memory, if the connection waits for a request.

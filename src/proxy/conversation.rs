@@ -92,8 +92,9 @@ pub async fn serve(connection: Rc<Connection>) {
         // It does not send the rest of what nobody waits for.
         End::Expired(Stage::Response | Stage::Finishing) => close(&connection, true).await,
         End::Left => debug!("the client has left"),
-        End::Cut(Stage::Response | Stage::Finishing) => connection.reset(),
-        End::Cut(Stage::Fresh | Stage::Idle | Stage::Head | Stage::Request) => {}
+        End::Cut(Stage::Response) => connection.reset(),
+        // Nothing was sent that is not whole.
+        End::Cut(Stage::Fresh | Stage::Idle | Stage::Head | Stage::Request | Stage::Finishing) => {}
     }
 }
 
@@ -188,12 +189,18 @@ enum Coding {
 async fn respond(connection: &Rc<Connection>, facts: &Facts, reply: Reply) -> Option<End> {
     let Reply { head, body, then } = reply;
     let coding = coding(facts, &head, &body);
+    let refused = matches!(then, Then::Close);
+    // Whether the client sends its body all the same is its own choice.
+    let uncertain = connection.give_up_continue() && !connection.is_body_over();
     let stays = facts.stays
         && coding != Coding::UntilClose
-        && !matches!(then, Then::Close)
+        && !refused
+        && !uncertain
         && !connection.worker.is_draining()
         && (matches!(body, Body::Upstream(_)) || can_skip_body(connection));
     connection.put(|out| put_head(out, connection, facts, &head, &body, coding, stays, &then));
+    // It holds on to all that was read with it.
+    drop(head);
     connection.watch.enter(Stage::Response, clock::recent());
     let mut sending = Sending {
         body,
@@ -222,7 +229,8 @@ async fn respond(connection: &Rc<Connection>, facts: &Facts, reply: Reply) -> Op
     }
     let finished = finish_upload(connection, &mut sending.body).await;
     match stays {
-        false if finished => Some(End::Quiet),
+        // More of what was refused may be on its way.
+        false if finished && !refused => Some(End::Quiet),
         true if finished && skip_body(connection).await => None,
         _ => Some(End::Unread),
     }
@@ -384,8 +392,7 @@ async fn finish_upload(connection: &Connection, body: &mut Body) -> bool {
 /// Whether what is left of a request that nobody reads is little, and will come.
 fn can_skip_body(connection: &Connection) -> bool {
     let little = |left| left <= SKIPPED_BYTES;
-    connection.is_body_over()
-        || (!connection.is_continue_awaited() && connection.body_length().is_some_and(little))
+    connection.is_body_over() || connection.body_length().is_some_and(little)
 }
 
 /// Reads what is left of a request that nobody reads. Whether it came to its end.

@@ -9,7 +9,7 @@ use super::{
     connection::BrokenBody,
     http1::{framing::Unclear, head::BadHead},
 };
-use crate::policy::{FailureKind, Outcome};
+use crate::policy::FailureKind;
 
 /// A request that we do not forward, and why the client is told so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -26,15 +26,6 @@ pub enum Refusal {
     /// `CONNECT` and `TRACE` are not for a reverse proxy.
     #[error("this method is not allowed here")]
     Method,
-}
-
-/// Whose fault a failure is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
-    /// The client's.
-    Downstream,
-    /// The service's that we sent the request to.
-    Upstream,
 }
 
 /// Why a request got no answer from an upstream.
@@ -77,14 +68,6 @@ impl Refusal {
 }
 
 impl RequestError {
-    /// Whose fault it is.
-    pub fn origin(&self) -> Origin {
-        match self {
-            RequestError::Refused(_) | RequestError::Body(_) => Origin::Downstream,
-            RequestError::Upstream(_) => Origin::Upstream,
-        }
-    }
-
     /// The status that the client gets.
     pub fn status(&self) -> StatusCode {
         match self {
@@ -99,14 +82,6 @@ impl RequestError {
                 | FailureKind::Malformed
                 | FailureKind::BodyCut => StatusCode::BAD_GATEWAY,
             },
-        }
-    }
-
-    /// What it means for the canary, if it was there.
-    pub fn outcome(&self) -> Outcome {
-        match self.origin() {
-            Origin::Downstream => Outcome::Ignored,
-            Origin::Upstream => Outcome::Failure,
         }
     }
 }
@@ -181,10 +156,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_upstream_failures_are_charged_and_they_are_502_or_504() {
+    fn an_upstreams_failure_is_502_or_504_and_a_clients_is_not() {
         for kind in FailureKind::ALL {
             let error = RequestError::from(UpstreamError::new(kind));
-            assert_eq!(error.outcome(), Outcome::Failure);
             let late = matches!(kind, FailureKind::Timeout | FailureKind::ConnectTimeout);
             assert_eq!(
                 error.status().as_u16(),
@@ -196,11 +170,13 @@ mod tests {
             (RequestError::from(BrokenBody::Cut), 400),
             (Refusal::Bad("x").into(), 400),
             (Refusal::Method.into(), 405),
+            (Refusal::from(BadHead::TargetTooLong).into(), 414),
+            (Refusal::from(BadHead::TooLarge).into(), 431),
+            (Refusal::from(BadHead::Version).into(), 505),
+            (Refusal::from(Unclear::UnknownCoding).into(), 501),
+            (Refusal::from(Unclear::LengthAndCoding).into(), 400),
         ] {
-            assert_eq!(
-                (error.outcome(), error.status().as_u16()),
-                (Outcome::Ignored, status)
-            );
+            assert_eq!(error.status().as_u16(), status, "{error}");
         }
     }
 

@@ -206,7 +206,7 @@ impl Fields {
         self.all(known).next()
     }
 
-    /// The value of this field, if it is there once.
+    /// The first value of this field, to keep.
     pub fn get_bytes(&self, known: Known) -> Option<Bytes> {
         self.get(known).map(|value| self.bytes.slice_ref(value))
     }

@@ -4,7 +4,10 @@
 //! what we add is added; never the other way round, or a client could have our additions removed by
 //! naming them in `Connection`.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{Method, Version, uri::Authority};
@@ -104,7 +107,14 @@ pub fn is_valid_host(host: &[u8]) -> bool {
                 || port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
         };
         let port_is_valid = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
-        !host.as_str().contains('@') && port_is_valid
+        // Brackets are for IPv6 addresses (RFC 3986 section 3.2.2).
+        let name_is_valid = match host.host().strip_prefix('[') {
+            Some(literal) => literal
+                .strip_suffix(']')
+                .is_some_and(|literal| literal.parse::<Ipv6Addr>().is_ok()),
+            None => !host.as_str().contains(['[', ']', '@']),
+        };
+        name_is_valid && !host.as_str().contains('@') && port_is_valid
     })
 }
 
@@ -342,6 +352,9 @@ mod tests {
             (&[("host", "u@h")], false),
             (&[("host", "a,b:x")], false),
             (&[("host", "a:+80")], false),
+            (&[("host", ",,[1]")], false),
+            (&[("host", "[1]")], false),
+            (&[("host", "u@[::1]")], false),
             (&[("host", "a:")], true),
         ] {
             assert_eq!(

@@ -27,8 +27,7 @@ pub enum Stage {
     Request,
     /// A response has begun.
     Response,
-    /// The response was handed over, but some of it is still to be written, or some of the request
-    /// still to be read.
+    /// The response was written, but some of the request is still to be read.
     Finishing,
 }
 
@@ -67,7 +66,6 @@ const LOOK: Duration = Duration::from_millis(500);
 pub struct Watch {
     stage: Cell<Stage>,
     since: Cell<Instant>,
-    write_blocked: Cell<bool>,
     body_blocked: Cell<Option<Instant>>,
     deadline: Cell<Option<Instant>>,
     deadline_paused: Cell<bool>,
@@ -88,7 +86,6 @@ impl Watch {
         Watch {
             stage: Cell::new(Stage::Fresh),
             since: Cell::new(clock::now()),
-            write_blocked: Cell::new(false),
             body_blocked: Cell::new(None),
             deadline: Cell::new(None),
             deadline_paused: Cell::new(false),
@@ -118,12 +115,6 @@ impl Watch {
         }
     }
 
-    /// The client took some bytes, or (`blocked`) there is no room for more. How long that may last is
-    /// the kernel's to say ([`super::listener::bind`]): only it sees a slow reader's progress.
-    pub fn writing(&self, blocked: bool) {
-        self.write_blocked.set(blocked);
-    }
-
     /// The client sent some of a request body, or (`blocked`) we wait for it.
     pub fn reading_body(&self, blocked: bool) {
         note(&self.body_blocked, blocked);
@@ -134,7 +125,14 @@ impl Watch {
     pub fn uploading(&self, blocked: bool, timeout: Duration) {
         self.reading_body(blocked);
         self.deadline_paused.set(blocked);
-        if !blocked && self.deadline.get().is_some() {
+        if !blocked {
+            self.upload_moved(timeout);
+        }
+    }
+
+    /// A request body on its way to an upstream moved on: its response has `timeout` from here on.
+    pub fn upload_moved(&self, timeout: Duration) {
+        if self.deadline.get().is_some() {
             self.deadline.set(Some(clock::recent() + timeout));
         }
     }
@@ -207,10 +205,9 @@ impl Watch {
         let expired = match stage {
             Stage::Fresh | Stage::Head => late(since, patience.read),
             Stage::Idle => late(since, patience.idle),
-            Stage::Request => stalled(),
+            Stage::Request | Stage::Finishing => stalled(),
             // A body that is late once the response has begun keeps nobody waiting.
             Stage::Response => false,
-            Stage::Finishing => !self.write_blocked.get() && stalled(),
         };
 
         let drained = draining.is_some_and(|started| match stage {
@@ -365,9 +362,6 @@ mod tests {
         let watch = Watch::new();
         watch.enter(Stage::Finishing, clock::now());
         watch.reading_body(true);
-        watch.writing(true);
-        assert_eq!(after(&watch, 6, None), None);
-        watch.writing(false);
         assert_eq!(after(&watch, 4, None), None);
         assert_eq!(after(&watch, 6, None), Some(Order::Expire));
     }

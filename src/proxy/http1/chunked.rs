@@ -4,7 +4,7 @@ use bytes::{Buf, BufMut, BytesMut};
 
 use super::{
     framing::Step,
-    head::{self, MAX_TRAILER_BYTES},
+    head::{self, MAX_TRAILER_BYTES, Search},
 };
 use crate::proxy::fields::{Fields, KnownSet};
 
@@ -41,6 +41,8 @@ pub struct Chunked {
     extensions: usize,
     /// Whether blanks may follow a size.
     padded: bool,
+    /// How far the end of the trailers was looked for.
+    search: Search,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +74,7 @@ impl Chunked {
             state: NEXT,
             extensions: 0,
             padded,
+            search: Search::default(),
         }
     }
 
@@ -91,7 +94,7 @@ impl Chunked {
     pub fn step(&mut self, buf: &mut BytesMut) -> Result<Step, Malformed> {
         loop {
             if self.state == State::Trailers {
-                return trailers(buf);
+                return trailers(buf, &mut self.search);
             }
             if let State::Data { left } = &mut self.state {
                 if buf.is_empty() {
@@ -173,12 +176,12 @@ impl Chunked {
 }
 
 /// The trailer section is read when it is there as a whole.
-fn trailers(buf: &mut BytesMut) -> Result<Step, Malformed> {
+fn trailers(buf: &mut BytesMut, search: &mut Search) -> Result<Step, Malformed> {
     if buf.starts_with(b"\r\n") {
         buf.advance(2);
         return Ok(Step::End);
     }
-    match head::parse_trailers(buf) {
+    match head::parse_trailers(buf, search) {
         Ok(Some(trailers)) => Ok(Step::Trailers(trailers)),
         Ok(None) if buf.len() <= MAX_TRAILER_BYTES => Ok(Step::More),
         Ok(None) | Err(_) => Err(Malformed::Trailers),

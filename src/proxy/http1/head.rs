@@ -233,8 +233,10 @@ fn status_line(line: &[u8]) -> Option<(Version, StatusCode, &[u8])> {
 ///
 /// # Errors
 /// It is malformed.
-pub fn parse_trailers(buf: &mut BytesMut) -> Result<Option<Fields>, BadFields> {
-    let mut search = Search::default();
+pub fn parse_trailers(
+    buf: &mut BytesMut,
+    search: &mut Search,
+) -> Result<Option<Fields>, BadFields> {
     let end = search.end(buf, false).map_err(|BareLineFeed| BadFields)?;
     match end {
         None => Ok(None),
