@@ -101,8 +101,12 @@ impl Target {
     }
 
     /// Writes the target as `upstream` sees it: base path and path joined with exactly one slash, both
-    /// queries joined with `&`.
+    /// queries joined with `&`. `*` is no path, and asks about the server as a whole: it stays alone.
     pub fn put_on(&self, upstream: &Upstream, out: &mut BytesMut) {
+        if &self.0[..] == b"*" {
+            out.put_u8(b'*');
+            return;
+        }
         let (base, base_query) = (upstream.base_path.as_bytes(), upstream.query.as_deref());
         out.reserve(base.len() + self.0.len() + base_query.map_or(0, str::len) + 2);
         let path = match base_query {
@@ -110,13 +114,9 @@ impl Target {
             Some(_) => self.path(),
         };
         out.put_slice(base);
-        match (base.ends_with(b"/"), path.starts_with(b"/")) {
-            (true, true) => out.put_slice(&path[1..]),
-            (false, false) if !base.is_empty() => {
-                out.put_u8(b'/');
-                out.put_slice(path);
-            }
-            _ => out.put_slice(path),
+        match base.ends_with(b"/") {
+            true => out.put_slice(&path[1..]),
+            false => out.put_slice(path),
         }
         let Some(base_query) = base_query else { return };
         out.put_u8(b'?');
@@ -130,6 +130,8 @@ impl Target {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*, sample::select};
+
     use super::*;
     use crate::config::Config;
 
@@ -224,14 +226,19 @@ mod tests {
         }
     }
 
-    fn join(base: &str, target: &str) -> String {
+    fn upstream(base: &str) -> Option<Upstream> {
+        let main = serde_json::Value::from(format!("http://h{base}"));
         let file = format!(
-            r#"{{"main-target": "http://h{base}", "canary-target": "http://c",
+            r#"{{"main-target": {main}, "canary-target": "http://c",
                 "router-server": {{"host": "h", "port": 1}}}}"#
         );
-        let config = Config::parse("test.json", &file).unwrap();
+        Some(Config::parse("test.json", &file).ok()?.main)
+    }
+
+    fn join(base: &str, target: &str) -> String {
         let mut out = BytesMut::new();
-        parse(target).unwrap().put_on(&config.main, &mut out);
+        let target = parse(target).unwrap();
+        target.put_on(&upstream(base).unwrap(), &mut out);
         text(&out)
     }
 
@@ -252,8 +259,79 @@ mod tests {
             ("/base", "/foo?", "/base/foo?"),
             ("", "/a%2Fb/../c//d?e=%20&f", "/a%2Fb/../c//d?e=%20&f"),
             ("", "*", "*"),
+            ("/base", "*", "*"),
+            ("?x=1", "*", "*"),
         ] {
             assert_eq!(join(base, target), expected, "{target} on {base}");
+        }
+    }
+
+    /// What two readers of a request line would understand in the same way.
+    fn is_one(target: &[u8]) -> bool {
+        (target == b"*" || target.starts_with(b"/"))
+            && !target
+                .iter()
+                .any(|byte| matches!(byte, 0..=b' ' | 127 | b'#'))
+    }
+
+    fn targets() -> impl Strategy<Value = Vec<u8>> {
+        let starts = [
+            "/",
+            "*",
+            "",
+            "//",
+            "/a",
+            "http://h",
+            "HTTPS://[::1]:8",
+            "http://h:1/",
+        ];
+        let rest = prop_oneof![
+            vec(select(&b"/a?&%*.:@[]\xe4"[..]), 0..12),
+            vec(any::<u8>(), 0..12),
+        ];
+        (select(starts.to_vec()), rest).prop_map(|(start, rest)| [start.as_bytes(), &rest].concat())
+    }
+
+    fn texts(bytes: &'static [u8]) -> impl Strategy<Value = String> {
+        vec(select(bytes), 0..8).prop_map(|bytes| bytes.into_iter().map(char::from).collect())
+    }
+
+    proptest! {
+        /// Whatever a client asks for and whatever is configured, an upstream gets one target, with
+        /// all that was asked for behind the base.
+        #[test]
+        fn what_is_written_is_one_target(
+            bytes in targets(),
+            prefix in texts(b"/a%*"),
+            base in texts(b"/aa/?&%*/ab. \n\x7f\x80\"<{"),
+            method in select(&[Method::GET, Method::OPTIONS, Method::CONNECT][..]),
+        ) {
+            let Ok(target) = Target::parse(&method, bytes.clone().into()) else {
+                return Ok(());
+            };
+            prop_assert!(is_one(target.as_bytes()), "{:?}", target);
+            let trimmed = target.trimmed(&format!("/{prefix}"));
+            prop_assert!(is_one(trimmed.as_bytes()), "{:?}", trimmed);
+            prop_assert_eq!(target.query(), trimmed.query());
+            let Some(upstream) = upstream(&base) else {
+                return Ok(());
+            };
+            let mut out = BytesMut::new();
+            trimmed.put_on(&upstream, &mut out);
+            prop_assert!(is_one(&out), "\"{}\"", out.escape_ascii());
+            let base = upstream.base_path.as_bytes();
+            let base = base.strip_suffix(b"/").unwrap_or(base);
+            let naive = match (trimmed.as_bytes(), upstream.query.as_deref()) {
+                (b"*", _) => b"*".to_vec(),
+                (whole, None) => [base, whole].concat(),
+                (_, Some(query)) => match trimmed.query() {
+                    None | Some(b"") => [base, trimmed.path(), b"?", query.as_bytes()].concat(),
+                    Some(more) => {
+                        [base, trimmed.path(), b"?", query.as_bytes(), b"&", more].concat()
+                    }
+                },
+            };
+            prop_assert_eq!(out.escape_ascii().to_string(), naive.escape_ascii().to_string());
         }
     }
 }
