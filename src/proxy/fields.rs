@@ -311,6 +311,8 @@ pub fn put_field(out: &mut BytesMut, name: &[u8], value: &[u8]) {
 
 #[cfg(test)]
 pub(in crate::proxy) mod tests {
+    use proptest::{collection::vec, prelude::*, sample::select};
+
     use super::*;
     use crate::proxy::http1::head;
 
@@ -389,5 +391,89 @@ pub(in crate::proxy) mod tests {
         assert_eq!(written(&fields, &[]), "x: 1\r\nDate: d\r\n");
         fields.remove_named(&names, KnownSet::of(&[]));
         assert!(!fields.has(Known::Date));
+    }
+
+    /// Names of ours, in any case, and others.
+    fn names() -> impl Strategy<Value = String> {
+        let ours = (0..Known::NAMES.len(), any::<bool>()).prop_map(|(i, upper)| {
+            let name = String::from_utf8(Known::NAMES[i].1.to_vec()).unwrap();
+            if upper {
+                name.to_ascii_uppercase()
+            } else {
+                name
+            }
+        });
+        prop_oneof![
+            ours,
+            select(&["a", "X-B", "hosts", "t"][..]).prop_map(str::to_owned)
+        ]
+    }
+
+    /// Sections in which lines are written in all ways that are let pass.
+    fn sections() -> impl Strategy<Value = Vec<(String, String, String)>> {
+        let between = select(&[":", ": ", ": ", ": ", ":  ", ":\t"][..]);
+        let value = select(&["", "v", "a b", "close, x-b", "\u{e4}"][..]);
+        let end = select(&["\r\n", "\r\n", "\r\n", " \r\n", "\t\r\n", "\n"][..]);
+        let line = (names(), between, value, end).prop_map(|(name, between, value, end)| {
+            (
+                format!("{name}{between}{value}{end}"),
+                name,
+                value.to_owned(),
+            )
+        });
+        vec(line, 0..8)
+    }
+
+    proptest! {
+        /// Lines are copied in runs; it must not show.
+        #[test]
+        fn lines_are_written_as_if_one_by_one(
+            section in sections(),
+            removed in 0u32..1 << 16,
+            named in vec(names(), 0..3),
+            kept in 0u32..1 << 16,
+            skipped in 0u32..1 << 16,
+        ) {
+            let text: String = section.iter().map(|(line, ..)| line.as_str()).collect();
+            let mut fields = parse(&(text + "\r\n"));
+            prop_assert_eq!(fields.len(), section.len());
+            fields.remove(KnownSet(removed));
+            let named: HashSet<Vec<u8>> =
+                named.into_iter().map(|name| name.to_ascii_lowercase().into_bytes()).collect();
+            fields.remove_named(&named, KnownSet(kept));
+            let is_in = |set: u32, name: &str| KnownSet(set).contains(Known::of(name.as_bytes()));
+            let left: Vec<_> = section
+                .iter()
+                .map(|(_, name, value)| (name.as_str(), value.as_str()))
+                .filter(|(name, _)| !is_in(removed, name))
+                .filter(|(name, _)| {
+                    let is_named = named.contains(name.to_ascii_lowercase().as_bytes());
+                    is_in(kept, name) || !is_named
+                })
+                .collect();
+            prop_assert!(
+                fields.iter().eq(left.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())))
+            );
+            for (known, name) in Known::NAMES {
+                let values: Vec<_> = left
+                    .iter()
+                    .filter(|(other, _)| other.as_bytes().eq_ignore_ascii_case(name))
+                    .map(|(_, value)| value.as_bytes())
+                    .collect();
+                prop_assert_eq!(fields.has(known), !values.is_empty());
+                prop_assert_eq!(fields.get(known), values.first().copied());
+                prop_assert_eq!(fields.all(known).collect::<Vec<_>>(), values);
+            }
+            let mut naive = String::new();
+            for (name, value) in left {
+                if !is_in(skipped, name) {
+                    naive += &format!("{name}: {value}\r\n");
+                }
+            }
+            let mut out = BytesMut::new();
+            fields.put_without(KnownSet(skipped), &mut out);
+            prop_assert_eq!(str::from_utf8(&out).unwrap(), naive);
+            prop_assert!(out.len() <= fields.written_length());
+        }
     }
 }

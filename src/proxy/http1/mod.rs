@@ -24,3 +24,6 @@ pub mod framing;
 pub mod head;
 pub mod inbox;
 pub mod outbox;
+
+#[cfg(test)]
+mod tests;
