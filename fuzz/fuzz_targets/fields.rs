@@ -27,10 +27,22 @@ fuzz_target!(|section: &[u8]| {
         let name = name.to_ascii_lowercase();
         let kept = [&b"host"[..], b"content-length", b"trailer"];
         assert!(kept.contains(&&name[..]) || !named.contains(&name));
-        let gone = ["connection", "keep-alive", "te", "transfer-encoding", "upgrade"];
+        let gone = [
+            "connection",
+            "keep-alive",
+            "te",
+            "transfer-encoding",
+            "upgrade",
+        ];
         assert!(!gone.iter().any(|gone| gone.as_bytes() == name));
-        assert!(!name.starts_with(b"proxy-") || !matches!(name.len(), 16 | 18 | 19)
-            || !matches!(&name[6..], b"connection" | b"authenticate" | b"authorization"));
+        assert!(
+            !name.starts_with(b"proxy-")
+                || !matches!(name.len(), 16 | 18 | 19)
+                || !matches!(
+                    &name[6..],
+                    b"connection" | b"authenticate" | b"authorization"
+                )
+        );
         if name != b"host" {
             naive.extend_from_slice(name.as_slice());
             naive.extend_from_slice(b": ");
@@ -44,7 +56,9 @@ fuzz_target!(|section: &[u8]| {
     // It reads as what it was.
     let written = [&out[..], b"\r\n"].concat();
     let again = head::fields(&Bytes::from(written), lines).expect("what we write can be read");
-    let without_host = fields.iter().filter(|(name, _)| !name.eq_ignore_ascii_case(b"host"));
+    let without_host = fields
+        .iter()
+        .filter(|(name, _)| !name.eq_ignore_ascii_case(b"host"));
     assert!(again.iter().eq(without_host));
     assert!(out.eq_ignore_ascii_case(&naive) && out.len() == naive.len());
 });
