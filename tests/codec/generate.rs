@@ -8,10 +8,14 @@ use proptest::{
 
 /// How many cases a test runs; `PROPTEST_CASES` asks for more.
 pub fn cases(usual: u32) -> ProptestConfig {
+    let config = ProptestConfig::default();
     ProptestConfig {
-        cases: usual,
+        cases: match std::env::var_os("PROPTEST_CASES") {
+            Some(_) => config.cases,
+            None => usual,
+        },
         failure_persistence: None,
-        ..ProptestConfig::default()
+        ..config
     }
 }
 

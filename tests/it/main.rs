@@ -30,6 +30,7 @@ mod memory;
 mod metrics;
 mod peers;
 mod readme;
+mod reference;
 mod shutdown;
 mod sidecar;
 mod timeouts;
