@@ -81,6 +81,8 @@ pub struct Response {
     pub status: StatusCode,
     pub fields: Lines,
     pub content: Content,
+    /// Whether only the end of the connection ends it.
+    pub until_close: bool,
     /// Whether the connection may be used again.
     pub reusable: bool,
 }
@@ -108,13 +110,13 @@ pub fn response(method: &Method, mut arriving: Arriving) -> Result<Response, NoR
     let framing = framing::of_response(method, head.status, head.version, &head.headers)
         .map_err(NoResponse::Unclear)?;
     let decoder = Decoder::new(framing, true);
+    let until_close = !decoder.may_be_followed();
     let says = |token| headers::connection_says(&head.headers, token);
     let stays = match head.version {
         Version::HTTP_11 => !says("close"),
         _ => says("keep-alive") && !says("close"),
     };
-    let stays =
-        stays && decoder.may_be_followed() && head.status != StatusCode::SWITCHING_PROTOCOLS;
+    let stays = stays && !until_close && head.status != StatusCode::SWITCHING_PROTOCOLS;
     let content = content(decoder, &mut buf, &mut arriving);
     let reusable =
         stays && content.end == End::Whole && buf.is_empty() && arriving.next().is_none();
@@ -124,6 +126,7 @@ pub fn response(method: &Method, mut arriving: Arriving) -> Result<Response, NoR
         status: head.status,
         fields: lines(&head.headers),
         content,
+        until_close,
         reusable,
     })
 }

@@ -367,11 +367,13 @@ fn what_is_valid_before_the_first_invalid_is_answered_in_order_and_nothing_else_
     );
 }
 
-/// Plays upstream: answers with these bytes on the connection that the request comes by, which has to
-/// be `kept`, where there is one.
+/// Plays upstream. It closes a connection only where its response has to end by that, so that one
+/// that is of no more use would be used again if the router did not know.
 struct Talker {
     listener: TcpListener,
     kept: Option<TcpStream>,
+    /// Whether the router is to use that one again.
+    reusable: bool,
 }
 
 impl Talker {
@@ -441,19 +443,18 @@ async fn response(
     talker: &tokio::sync::Mutex<Talker>,
 ) -> TestCaseResult {
     let mut talker = talker.lock().await;
-    let was_kept = talker.kept.is_some();
+    let was_reusable = talker.reusable;
     let expected = ours::response(method, Arriving::new(bytes, &[]));
-    let reusable = expected.as_ref().is_ok_and(|response| response.reusable);
+    let ends = match &expected {
+        Err(why) => *why == NoResponse::Cut,
+        Ok(response) => response.until_close || response.content.end == End::Cut,
+    };
     let request = format!("{method} / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n");
     let mut client = soon(TcpStream::connect(router.address)).await.unwrap();
     client.write_all(request.as_bytes()).await.unwrap();
     let (stream, was_reused) = soon(talker.answer(Arriving::new(bytes, sizes))).await;
-    if reusable {
-        talker.kept = Some(stream);
-    } else {
-        let mut stream = stream;
-        let _gone = stream.shutdown().await;
-    }
+    talker.reusable = expected.as_ref().is_ok_and(|response| response.reusable);
+    talker.kept = Some(stream).filter(|_| !ends);
     let mut answer = Vec::new();
     let _reset = soon(client.read_to_end(&mut answer)).await;
     let context = format!(
@@ -461,7 +462,12 @@ async fn response(
         bytes.escape_ascii(),
         answer.escape_ascii()
     );
-    prop_assert_eq!(was_reused, was_kept, "{}", &context);
+    prop_assert_eq!(
+        was_reused,
+        was_reusable,
+        "the connection before: {}",
+        &context
+    );
     let mut informational = Vec::new();
     let mut rest = &answer[..];
     let got = loop {
@@ -530,6 +536,7 @@ fn any_response_is_passed_on_as_it_is_or_is_502_or_cut() {
     let talker = tokio::sync::Mutex::new(Talker {
         listener,
         kept: None,
+        reusable: false,
     });
     let methods = select(&[Method::GET, Method::GET, Method::HEAD][..]);
     let cases = (methods, generate::responses(), generate::sizes());
