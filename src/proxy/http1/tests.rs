@@ -208,7 +208,7 @@ proptest! {
             (whole, cut) => prop_assert_eq!(whole.map(answered), cut.map(answered)),
         }
         let mut left = BytesMut::from(&bytes[..]);
-        if let Ok(Some(_)) = head::parse_trailers(&mut left) {
+        if let Ok(Some(_)) = head::parse_trailers(&mut left, &mut Search::default()) {
             let taken = &bytes[..bytes.len() - left.len()];
             prop_assert!(taken.ends_with(b"\r\n"));
             prop_assert!(!taken.windows(2).any(|end| end[0] != b'\r' && end[1] == b'\n'));
