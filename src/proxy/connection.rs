@@ -15,8 +15,9 @@ use bytes::{BufMut, BytesMut};
 use socket2::SockRef;
 use std::time::Duration;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf, Ready},
     net::TcpStream,
+    task::coop::unconstrained,
 };
 
 use super::{
@@ -239,12 +240,25 @@ impl Connection {
         self.leaving.set(true);
     }
 
-    /// Whether the client has closed its end, as far as can be seen without reading what it sent.
+    /// Whether the client has closed its end, as far as can be seen without reading what it sent. It
+    /// may still read what it gets.
     pub fn has_client_left(&self) -> bool {
+        self.is(Interest::READABLE, Ready::is_read_closed)
+    }
+
+    /// Whether the connection is broken, so that nothing can be sent to the client. If not, the task is
+    /// woken when that happens while the client sends nothing.
+    pub fn poll_broken(&self, cx: &mut Context<'_>) -> bool {
+        let quiet = self.stream.borrow().poll_read_ready(cx).is_pending();
+        !quiet && self.is(Interest::WRITABLE, Ready::is_write_closed)
+    }
+
+    /// What is known of the socket, without asking the kernel.
+    fn is(&self, interest: Interest, what: impl FnOnce(Ready) -> bool) -> bool {
         let stream = self.stream.borrow();
-        let state = pin!(stream.ready(Interest::READABLE));
+        let state = pin!(unconstrained(stream.ready(interest)));
         let mut cx = Context::from_waker(Waker::noop());
-        matches!(state.poll(&mut cx), Poll::Ready(Ok(state)) if state.is_read_closed())
+        matches!(state.poll(&mut cx), Poll::Ready(Ok(state)) if what(state))
     }
 
     /// Whether the client has sent something that was not read.

@@ -71,7 +71,12 @@ pub async fn serve(connection: Rc<Connection>) {
                 Some(Order::Look) if connection.has_client_left() => return Poll::Ready(End::Left),
                 Some(Order::Look) | None => {}
             }
-            talk.as_mut().poll(cx)
+            let talked = talk.as_mut().poll(cx);
+            let waits = matches!(connection.watch.stage(), Stage::Request | Stage::Response);
+            if talked.is_pending() && waits && connection.poll_broken(cx) {
+                return Poll::Ready(End::Left);
+            }
+            talked
         })
         .await
         // What was in flight for this client, if anything, is cancelled here.
