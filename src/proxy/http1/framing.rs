@@ -3,7 +3,10 @@
 use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode, Version};
 
-use super::chunked::{self, Chunked};
+use super::{
+    chunked::{self, Chunked},
+    head::is_token,
+};
 use crate::proxy::fields::{Fields, Known};
 
 /// How far a body goes.
@@ -80,14 +83,20 @@ fn said(version: Version, headers: &Fields) -> Result<Option<Framing>, Unclear> 
         (Some(_), None) if codings.next().is_some() => Err(Unclear::Codings),
         (Some(coding), None) => match coding {
             coding if coding.eq_ignore_ascii_case(b"chunked") => Ok(Some(Framing::Chunked)),
-            coding if names_chunked(coding) => Err(Unclear::Codings),
-            _ => Err(Unclear::UnknownCoding),
+            // One that could be a coding's name; everything else is not a coding that we lack.
+            coding if is_coding(coding) && !names_chunked(coding) => Err(Unclear::UnknownCoding),
+            _ => Err(Unclear::Codings),
         },
         (None, Some(_)) if lengths.next().is_some() => Err(Unclear::Lengths),
         (None, Some(length)) => number(length)
             .map(|length| Some(Framing::Length(length)))
             .ok_or(Unclear::Length),
     }
+}
+
+/// A `token` (RFC 9110 section 10.1.4); parameters are for codings that have any, and none is known.
+fn is_coding(name: &[u8]) -> bool {
+    !name.is_empty() && name.iter().copied().all(is_token)
 }
 
 fn names_chunked(codings: &[u8]) -> bool {
@@ -235,7 +244,10 @@ mod tests {
             (&[(TE, "xchunked")], Err(Unclear::Codings)),
             (&[(TE, "identity")], Err(Unclear::UnknownCoding)),
             (&[(TE, "gzip")], Err(Unclear::UnknownCoding)),
-            (&[(TE, "")], Err(Unclear::UnknownCoding)),
+            (&[(TE, "")], Err(Unclear::Codings)),
+            (&[(TE, "gzip, deflate")], Err(Unclear::Codings)),
+            (&[(TE, "ch\u{fc}nked")], Err(Unclear::Codings)),
+            (&[(TE, "chun ked")], Err(Unclear::Codings)),
             (&[(CL, "5"), (TE, "chunked")], Err(Unclear::LengthAndCoding)),
             (&[(CL, "5"), (TE, "")], Err(Unclear::LengthAndCoding)),
         ] {
