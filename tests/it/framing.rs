@@ -773,3 +773,33 @@ async fn large_bodies_one_behind_the_other_arrive_byte_for_byte() {
     }
     assert_eq!((upstream.wrong(), sidecar.wrong()), (vec![], vec![]));
 }
+
+/// A coding that nobody here implements is `501` (RFC 9112 section 6.1); what is no coding's name is
+/// malformed, and that is the client's fault.
+#[tokio::test]
+async fn a_transfer_encoding_that_is_no_name_is_400_and_not_501() {
+    let upstream = Upstream::start(|_| answer(200, "", "up")).await;
+    let router = router_to(&upstream.url());
+    for (coding, status) in [
+        (&b"identity"[..], 501),
+        (b"gzip", 501),
+        (b"", 400),
+        (b",", 400),
+        (b"gzip, deflate", 400),
+        (b"gzip;q=1", 400),
+        (b"gz ip", 400),
+        (b"\"gzip\"", 400),
+        (b"ch\xfcnked", 400),
+        ("chu\u{17f}ked".as_bytes(), 400),
+    ] {
+        let mut client = Client::connect(router.address).await;
+        let start = b"POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: ";
+        client
+            .send([start, coding, b"\r\n\r\n0\r\n\r\n"].concat())
+            .await;
+        let response = client.response("POST").await.unwrap();
+        assert_eq!(response.status, status, "{}", coding.escape_ascii());
+        client.closed().await;
+    }
+    assert_eq!(upstream.count(), 0);
+}
