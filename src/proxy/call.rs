@@ -80,6 +80,8 @@ pub struct Upload {
     /// Bytes that a connection took.
     sent: u64,
     ended: bool,
+    /// Some servers take trailers for the beginning of another request.
+    has_trailers: bool,
 }
 
 /// How a request body is sent.
@@ -117,6 +119,7 @@ impl Upload {
             outbox: Outbox::default(),
             head_length: 0,
             sent: 0,
+            has_trailers: false,
         })
     }
 
@@ -248,6 +251,7 @@ impl Upload {
     fn end(&mut self, trailers: Option<&Fields>) {
         self.ended = true;
         if self.coding == Coding::Chunked {
+            self.has_trailers = trailers.is_some();
             chunked::put_end(self.outbox.buf(), trailers);
         }
     }
@@ -483,6 +487,7 @@ impl Call {
         }
         if let Some(lease) = self.lease.take()
             && self.reusable
+            && !self.upload.has_trailers
         {
             lease.give_back();
         }

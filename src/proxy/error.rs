@@ -55,10 +55,12 @@ impl Refusal {
     /// The status that the client gets.
     pub fn status(&self) -> StatusCode {
         match self {
-            Refusal::Bad(_) | Refusal::Head(BadHead::Malformed(_)) => StatusCode::BAD_REQUEST,
+            // 505 would be for a request that is one but for its version; this may be anything.
+            Refusal::Bad(_) | Refusal::Head(BadHead::Malformed(_) | BadHead::Version) => {
+                StatusCode::BAD_REQUEST
+            }
             Refusal::Head(BadHead::TargetTooLong) => StatusCode::URI_TOO_LONG,
             Refusal::Head(BadHead::TooLarge) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Refusal::Head(BadHead::Version) => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             // RFC 9112 section 6.1.
             Refusal::Unclear(Unclear::UnknownCoding) => StatusCode::NOT_IMPLEMENTED,
             Refusal::Unclear(_) => StatusCode::BAD_REQUEST,
@@ -172,7 +174,7 @@ mod tests {
             (Refusal::Method.into(), 405),
             (Refusal::from(BadHead::TargetTooLong).into(), 414),
             (Refusal::from(BadHead::TooLarge).into(), 431),
-            (Refusal::from(BadHead::Version).into(), 505),
+            (Refusal::from(BadHead::Version).into(), 400),
             (Refusal::from(Unclear::UnknownCoding).into(), 501),
             (Refusal::from(Unclear::LengthAndCoding).into(), 400),
         ] {

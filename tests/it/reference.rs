@@ -229,7 +229,7 @@ const INVALID: &[(&str, u16)] = &[
     ("GET /bad HTTP/1.1\r\nHost: h\r\nX: 1\r\n 2\r\n\r\n", 400),
     ("GET /bad HTTP/1.1\r\nHost: h\r\nX: \0\r\n\r\n", 400),
     ("GET /bad  HTTP/1.1\r\nHost: h\r\n\r\n", 400),
-    ("GET /bad HTTP/2.0\r\nHost: h\r\n\r\n", 505),
+    ("GET /bad HTTP/2.0\r\nHost: h\r\n\r\n", 400),
     ("CONNECT h:1 HTTP/1.1\r\nHost: h\r\n\r\n", 405),
     ("TRACE /bad HTTP/1.1\r\nHost: h\r\n\r\n", 405),
     (
