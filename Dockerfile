@@ -2,10 +2,10 @@
 
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
-# ring and jemalloc compile some C.
+# ring compiles a little C.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends gcc libc6-dev make \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
 COPY Cargo.toml Cargo.lock ./
 COPY src ./src

@@ -13,11 +13,6 @@ use clap::Parser;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
-/// Chosen by measurement (docs/performance.md): for ten thousand connections it holds a third less
-/// memory than glibc's, gives back what a burst took, and costs less.
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
 /// A canary reverse proxy: decides per request between the old and the new version of a service.
 #[derive(Parser)]
 #[command(name = "canary-router", version, about)]
