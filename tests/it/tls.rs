@@ -21,16 +21,7 @@ use crate::support::*;
 /// Speaks TLS with a certificate that nobody knows, in front of a scripted upstream. It lives as
 /// long as the set of its tasks.
 async fn tls_before(upstream: &Upstream) -> (String, JoinSet<()>) {
-    let CertifiedKey { cert, signing_key } =
-        generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
-    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(signing_key.serialize_der()));
-    let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![cert.der().clone()], key)
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let acceptor = acceptor();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
     let behind = upstream.address;
@@ -42,6 +33,19 @@ async fn tls_before(upstream: &Upstream) -> (String, JoinSet<()>) {
         }
     });
     (url, tasks)
+}
+
+fn acceptor() -> TlsAcceptor {
+    let CertifiedKey { cert, signing_key } =
+        generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(signing_key.serialize_der()));
+    let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key)
+        .unwrap();
+    TlsAcceptor::from(Arc::new(config))
 }
 
 async fn pass(acceptor: TlsAcceptor, stream: TcpStream, behind: SocketAddr) {
@@ -112,6 +116,57 @@ async fn a_large_body_passes_both_ways_over_tls() {
     assert_eq!((response.status, response.complete), (200, true));
     assert!(upstream.only().body == body);
     assert!(response.message.body == body);
+}
+
+/// What TLS had taken counted as sent, but some of it was kept where the socket was full, and nobody
+/// sent that. How much a socket takes differs, so many lengths are tried.
+#[tokio::test]
+async fn an_upload_to_a_slow_reader_arrives_to_its_end_over_tls() {
+    const UPLOADS: usize = 24;
+    let upstream = Upstream::named("up", 200).await;
+    let listener = listen_narrowly();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let router = router_with(
+        &url,
+        json!({"proxy-client": {"to-main-and-canary": {
+            "timeout": "1500ms", "tls": {"insecure-skip-verify": true}
+        }}}),
+    );
+    let address = router.address;
+    let mut uploads = JoinSet::new();
+    for i in 1..=UPLOADS {
+        uploads.spawn(async move {
+            let body = noise(i * 16_000);
+            let start = format!("content-length: {}\r\n", body.len());
+            let mut client = Client::connect(address).await;
+            client.send(head("POST /", &start)).await;
+            (client.roundtrip("POST", &body).await, body)
+        });
+    }
+    let (acceptor, mut shaken) = (acceptor(), Vec::new());
+    for _ in 0..UPLOADS {
+        let (stream, _) = soon(listener.accept()).await.unwrap();
+        shaken.push(soon(acceptor.accept(stream)).await.unwrap());
+    }
+    // When the one worker has answered others, it has sent what it can.
+    for _ in 0..10 {
+        get(address, "/application/health", "").await;
+    }
+    let _reading: JoinSet<_> = shaken
+        .into_iter()
+        .map(|mut stream| {
+            let behind = upstream.address;
+            async move {
+                let mut upstream = TcpStream::connect(behind).await.unwrap();
+                let _either_closed = copy_bidirectional(&mut stream, &mut upstream).await;
+            }
+        })
+        .collect();
+    while let Some(upload) = soon(uploads.join_next()).await {
+        let (response, body) = upload.unwrap();
+        assert_eq!(response.status, 200, "{} bytes", body.len());
+        assert!(upstream.seen().iter().any(|seen| seen.body == body));
+    }
 }
 
 #[tokio::test]

@@ -23,7 +23,10 @@ pub struct ByHand {
 
 impl ByHand {
     pub async fn start() -> ByHand {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        ByHand::on(TcpListener::bind("127.0.0.1:0").await.unwrap())
+    }
+
+    pub fn on(listener: TcpListener) -> ByHand {
         ByHand {
             address: listener.local_addr().unwrap(),
             listener,

@@ -25,7 +25,7 @@ pub use process::{Folder, Port, Process};
 pub use program::{Program, room_for_descriptors};
 pub use router::{Router, merge};
 pub use trio::{Trio, asked, reason};
-pub use upstream::{Deaf, Gate, Step, Upstream, answer, listen};
+pub use upstream::{Deaf, Gate, Step, Upstream, answer, listen, listen_narrowly};
 
 /// How long anything may take here. Far more than it needs: only a hang gets there.
 pub const PATIENCE: Duration = Duration::from_secs(20);

@@ -55,7 +55,7 @@ impl Gate {
         self.0.close();
     }
 
-    async fn passed(&self) {
+    pub async fn passed(&self) {
         let _closed_is_open = self.0.acquire().await;
     }
 }
@@ -209,6 +209,14 @@ impl Deaf {
 /// A listener on a free port with a queue that no test fills.
 pub fn listen() -> TcpListener {
     let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    socket.listen(4096).unwrap()
+}
+
+/// The same; of what is sent on its connections, the kernel takes next to nothing before it is read.
+pub fn listen_narrowly() -> TcpListener {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(32 << 10).unwrap();
     socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
     socket.listen(4096).unwrap()
 }
