@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     task::JoinSet,
@@ -349,6 +350,40 @@ async fn expect_100_continue_is_answered_once_and_the_body_arrives() {
         let response = client.response("POST").await.unwrap();
         assert_eq!((response.status, &*response.text()), (200, "ok"));
         assert_eq!(response.informational, [""; 0]);
+    }
+}
+
+/// An upstream may answer before it has read a large head. When it read on, the body was asked for, and
+/// the `100 Continue` came in the middle of the response.
+#[tokio::test]
+async fn expect_100_continue_is_not_answered_once_the_response_has_begun() {
+    let upstream = ByHand::on(listen_narrowly());
+    let router = router_with(
+        &upstream.url(),
+        json!({"router-server": {"max-header-bytes": "256KiB"}}),
+    );
+    for padding in [200_000, 250_000] {
+        let mut client = Client::connect(router.address).await;
+        let padding = "x".repeat(padding);
+        client
+            .send(head(
+                "POST /",
+                &format!("content-length: 4\r\nexpect: 100-continue\r\nx-padding: {padding}\r\n"),
+            ))
+            .await;
+        let mut service = upstream.accept().await;
+        service.expect("POST / HTTP/1.1\r\n").await;
+        service
+            .send("HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\n0123456789")
+            .await;
+        let head = client.head().await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        client.expect("0123456789").await;
+        // The rest of the head, and there may be a body.
+        service.head().await;
+        service.send("0123456789").await;
+        client.expect("0123456789").await;
+        client.closed().await;
     }
 }
 
