@@ -85,6 +85,30 @@ async fn half_a_head_is_408_at_read_timeout_and_the_end() {
     }
 }
 
+/// Old clients send an empty line behind a request. It was taken for the beginning of the next one,
+/// and the client, which had nothing more to say, got a 408 for that.
+#[tokio::test]
+async fn a_connection_with_an_empty_line_behind_a_request_is_idle() {
+    let upstream = Upstream::named("up", 200).await;
+    let router = router(&upstream.url(), json!({"read-timeout": "300ms"}));
+    let request = post("content-length: 2\r\n") + "hi";
+    let mut at_once = Client::connect(router.address).await;
+    let answered = at_once.roundtrip("POST", request.clone() + "\r\n").await;
+    assert_eq!(answered.status, 200);
+    let mut later = Client::connect(router.address).await;
+    assert_eq!(later.roundtrip("POST", &request).await.status, 200);
+    later.send("\r\n").await;
+    // Two who do begin a request then: when the second one is too late, so would the others be.
+    for _ in 0..2 {
+        let mut late = Client::connect(router.address).await;
+        let response = late.roundtrip("GET", "GET / HTTP/1.1\r\nho").await;
+        assert_eq!(response.status, 408);
+    }
+    for mut client in [at_once, later] {
+        assert_eq!(client.roundtrip("GET", GET).await.status, 200);
+    }
+}
+
 #[tokio::test]
 async fn a_dripping_head_gets_no_more_time_than_another() {
     let upstream = Upstream::named("up", 200).await;
@@ -375,6 +399,48 @@ async fn an_upstream_that_reads_nothing_of_an_upload_is_504() {
     assert_eq!((response.status, response.complete), (504, true));
     assert!(begun.elapsed() >= LIMIT, "{:?}", begun.elapsed());
     assert!(blocked.elapsed() < 6 * LIMIT, "{:?}", blocked.elapsed());
+}
+
+/// Its system said that there is room again only when megabytes of the socket's buffer were free, and
+/// what lay there in the meantime was taken for an upload that stalls.
+#[tokio::test]
+async fn an_upstream_that_reads_an_upload_slowly_is_not_504() {
+    const SIZE: usize = 16 << 20;
+    /// Bytes a second.
+    const PACE: f64 = 400_000.0;
+    let limit = Duration::from_millis(800);
+    let upstream = ByHand::on(listen_narrowly());
+    let router = router(&upstream.url(), json!({"timeout": "800ms"}));
+    let mut client = Client::connect(router.address).await;
+    client
+        .send(post(&format!("content-length: {SIZE}\r\n")))
+        .await;
+    let mut service = upstream.accept().await;
+    let uploading = tokio::spawn(async move {
+        // What is answered before the end shows below.
+        let _cut = client.0.write_all(&vec![b'x'; SIZE]).await;
+        client.response("POST").await
+    });
+    service.head().await;
+    let begun = now();
+    let mut left = SIZE;
+    while left > 0 {
+        let elapsed = begun.elapsed();
+        let due = match elapsed < limit * 5 / 2 {
+            true => (elapsed.as_secs_f64() * PACE) as usize - (SIZE - left),
+            false => left,
+        };
+        let mut piece = vec![0; due];
+        let read = soon(service.0.read_exact(&mut piece)).await;
+        assert!(read.is_ok(), "{read:?} after {elapsed:?}");
+        left -= due;
+        sleep(SHORT).await;
+    }
+    service
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        .await;
+    let response = soon(uploading).await.unwrap().expect("an answer");
+    assert_eq!((response.status, &*response.text()), (200, "ok"));
 }
 
 /// They are not the answer that is waited for.
