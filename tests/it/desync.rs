@@ -671,6 +671,45 @@ async fn a_refusal_arrives_whole_though_megabytes_are_still_being_sent() {
     assert_eq!(upstream.wrong(), [""; 0]);
 }
 
+/// Where no body could be told from a refused request, the connection was closed right behind the
+/// refusal: a body that was on its way met nobody, and the refusal was lost to the reset.
+#[tokio::test]
+async fn a_refusal_arrives_whole_though_the_body_comes_later() {
+    let (upstream, router) = served().await;
+    for (start, status) in [
+        ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: +5\r\n", 400),
+        (
+            "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\
+             Transfer-Encoding: chunked\r\n",
+            400,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip\r\n",
+            501,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: h\r\nX A: b\r\nContent-Length: 5\r\n",
+            400,
+        ),
+        ("POST / HTTP/2.0\r\nHost: h\r\nContent-Length: 5\r\n", 505),
+        ("POST a HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n", 400),
+        ("POST / HTTP/1.1\r\nContent-Length: 5\r\n", 400),
+    ] {
+        let mut client = Client::connect(router.address).await;
+        let response = client.roundtrip("POST", format!("{start}\r\n")).await;
+        assert_eq!((response.status, response.complete), (status, true));
+        for _ in 0..3 {
+            // Whatever the one worker does with that connection, it has done when it answers another.
+            get(router.address, "/application/health", "").await;
+            let sent = soon(client.0.write_all(b"hello")).await;
+            assert!(sent.is_ok(), "{start:?}: {sent:?}");
+        }
+        let end = soon(client.0.read(&mut [0])).await;
+        assert!(matches!(end, Ok(0)), "{start:?}: {end:?}");
+    }
+    assert_eq!(upstream.seen().len(), 0);
+}
+
 // ---- one after the other
 
 #[tokio::test]
