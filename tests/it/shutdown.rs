@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpSocket,
+};
 
 use crate::support::*;
 
@@ -401,6 +404,42 @@ async fn of_pipelined_requests_the_one_in_flight_is_the_last() {
     client.closed().await;
     assert_eq!(main.count(), 1, "the other one can be sent again elsewhere");
     router.ended().await.unwrap();
+}
+
+/// It was reset like one that is cut, because its upload was not over: what the client had not read yet
+/// was lost.
+#[tokio::test]
+async fn a_response_that_is_whole_is_not_reset_at_shutdown_timeout_though_its_upload_is_not() {
+    const SIZE: usize = 500_000;
+    let upstream = ByHand::start().await;
+    let mut router = router_with(
+        &upstream.url(),
+        json!({
+            "router-server": {"shutdown-timeout": "300ms", "read-timeout": "1h"},
+            "proxy-client": {"to-main-and-canary": {"timeout": "1h"}}
+        }),
+    );
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(8 << 10).unwrap();
+    let mut client = Client(BufReader::new(
+        socket.connect(router.address).await.unwrap(),
+    ));
+    client
+        .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nsome")
+        .await;
+    let mut main = upstream.accept().await;
+    main.head().await;
+    main.expect("some").await;
+    main.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {SIZE}\r\n\r\n"))
+        .await;
+    main.send(noise(SIZE)).await;
+    // It was read to its end, and written by the one worker when that does something else.
+    router.counts(&reason("", "main"), 1.0).await;
+    drain(&router).await;
+    router.ended().await.unwrap();
+    let response = client.response("POST").await.unwrap();
+    assert_eq!((response.status, response.complete), (200, true));
+    assert_same(&response.message.body, &noise(SIZE));
 }
 
 /// A response that ends with its connection looked complete when the process ended.
