@@ -401,16 +401,18 @@ async fn an_upstream_that_reads_nothing_of_an_upload_is_504() {
     assert!(blocked.elapsed() < 6 * LIMIT, "{:?}", blocked.elapsed());
 }
 
-/// Its system said that there is room again only when megabytes of the socket's buffer were free, and
-/// what lay there in the meantime was taken for an upload that stalls.
-#[tokio::test]
-async fn an_upstream_that_reads_an_upload_slowly_is_not_504() {
+/// An upload that its upstream reads slowly, but steadily, for longer than `timeout`.
+async fn assert_slow_reading_is_not_504(sidecar: Option<&Upstream>) {
     const SIZE: usize = 16 << 20;
     /// Bytes a second.
     const PACE: f64 = 400_000.0;
     let limit = Duration::from_millis(800);
     let upstream = ByHand::on(listen_narrowly());
-    let router = router(&upstream.url(), json!({"timeout": "800ms"}));
+    let mut config = json!({"proxy-client": {"to-main-and-canary": {"timeout": "800ms"}}});
+    if let Some(sidecar) = sidecar {
+        config["sidecar-url"] = sidecar.url().into();
+    }
+    let router = router_with(&upstream.url(), config);
     let mut client = Client::connect(router.address).await;
     client
         .send(post(&format!("content-length: {SIZE}\r\n")))
@@ -441,6 +443,20 @@ async fn an_upstream_that_reads_an_upload_slowly_is_not_504() {
         .await;
     let response = soon(uploading).await.unwrap().expect("an answer");
     assert_eq!((response.status, &*response.text()), (200, "ok"));
+}
+
+/// Our system said that there is room again only when a megabyte of the socket's buffer was free, and
+/// what went on in the meantime was taken for an upload that stalls.
+#[tokio::test]
+async fn an_upstream_that_reads_an_upload_slowly_is_not_504() {
+    assert_slow_reading_is_not_504(None).await;
+}
+
+/// The part that the sidecar was sent leaves in one piece, and only its end counted as progress.
+#[tokio::test]
+async fn an_upstream_that_reads_an_upload_slowly_is_not_504_with_a_sidecar_either() {
+    let sidecar = Upstream::named("", 204).await;
+    assert_slow_reading_is_not_504(Some(&sidecar)).await;
 }
 
 /// They are not the answer that is waited for.
