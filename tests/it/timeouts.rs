@@ -417,12 +417,12 @@ async fn assert_slow_reading_is_not_504(sidecar: Option<&Upstream>) {
     client
         .send(post(&format!("content-length: {SIZE}\r\n")))
         .await;
-    let mut service = upstream.accept().await;
     let uploading = tokio::spawn(async move {
         // What is answered before the end shows below.
         let _cut = client.0.write_all(&vec![b'x'; SIZE]).await;
         client.response("POST").await
     });
+    let mut service = upstream.accept().await;
     service.head().await;
     let begun = now();
     let mut left = SIZE;
