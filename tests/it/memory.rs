@@ -287,3 +287,50 @@ async fn an_upstream_that_does_not_read_holds_the_client_back_and_takes_no_memor
         assert_flat(&program, base);
     }
 }
+
+/// What is kept of each line counts here, and not what is in it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_of_thousands_of_lines_take_little_memory_and_no_more_each_time() {
+    const CLIENTS: usize = 200;
+    const LINES: usize = 4_000;
+    let gate = Gate::shut();
+    let waiting = gate.clone();
+    let main = Upstream::start(move |_| {
+        [vec![Step::Wait(waiting.clone())], answer(200, "", "main")].concat()
+    })
+    .await;
+    let program = Program::start(json!({
+        "main-target": main.url(),
+        "canary-target": main.url(),
+        "proxy-client": {"to-main-and-canary": {"timeout": "1h"}}
+    }))
+    .await;
+    let head = head("GET /", &"a:\r\n".repeat(LINES));
+    let base = program.peak_memory();
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut client = Client::connect(program.address).await;
+        client.send(&head).await;
+        clients.push(client);
+    }
+    // All of them are there at the same time.
+    eventually(|| main.count() == CLIENTS).await;
+    gate.open();
+    for client in &mut clients {
+        assert_eq!(client.response("GET").await.unwrap().status, 200);
+    }
+    let once = program.peak_memory();
+    let each = (once - base) / (CLIENTS * LINES) as u64;
+    assert!(each < 80, "a line of 4 bytes took {each}");
+    for _ in 0..2 {
+        clients = together(clients.into_iter().map(|mut client| {
+            let head = head.clone();
+            async move {
+                assert_eq!(client.roundtrip("GET", head).await.status, 200);
+                client
+            }
+        }))
+        .await;
+    }
+    assert_flat(&program, once);
+}
