@@ -107,13 +107,6 @@ impl RequestBody {
         Poll::Ready(frame)
     }
 
-    /// The upstream took some of it.
-    pub fn note_progress(&self) {
-        if let Some(rest) = &self.rest {
-            rest.connection.watch.upload_moved(rest.timeout);
-        }
-    }
-
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BrokenBody>>> {
         let Some(Rest {
             connection,

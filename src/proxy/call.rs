@@ -218,11 +218,7 @@ impl Upload {
                     false => Poll::Pending,
                 };
             }
-            let before = self.sent;
             let polled = self.outbox.poll_write(io, cx, &mut self.sent);
-            if self.sent > before.max(self.head_length as u64) {
-                self.body.note_progress();
-            }
             if let Err(error) = ready!(polled) {
                 if matches!(io, UpstreamIo::Tls(_)) {
                     // Some of it may have left before it failed.
@@ -297,6 +293,13 @@ impl Call {
             reusable: false,
             send_failed: None,
         })
+    }
+
+    /// How much of the request's body the connection has taken, framing included.
+    pub fn body_sent(&self) -> u64 {
+        self.upload
+            .sent
+            .saturating_sub(self.upload.head_length as u64)
     }
 
     /// Gives the request back, after a failure.

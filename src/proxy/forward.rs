@@ -206,7 +206,15 @@ async fn send_once(
         let reused = lease.reused;
         let mut call = Call::new(lease, upload);
         let client = informed.then_some(connection);
-        let response = poll_fn(|cx| call.poll_response(method, client, cx));
+        let response = poll_fn(|cx| {
+            let sent = call.body_sent();
+            let polled = call.poll_response(method, client, cx);
+            // A service that takes the body slowly is at work. A sidecar has its time, and no more.
+            if call.body_sent() > sent && message.partial.is_none() {
+                connection.watch.upload_moved(upstream.client.timeout);
+            }
+            polled
+        });
         let error = match connection.watch.within(deadline, response).await {
             Ok(Ok(head)) => return Ok(Answer { head, call }),
             Ok(Err(error)) => error,

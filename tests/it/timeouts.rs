@@ -402,8 +402,7 @@ async fn an_upstream_that_reads_nothing_of_an_upload_is_504() {
 }
 
 /// An upload that its upstream reads slowly, but steadily, for longer than `timeout`.
-async fn assert_slow_reading_is_not_504(sidecar: Option<&Upstream>) {
-    const SIZE: usize = 16 << 20;
+async fn assert_slow_reading_is_not_504(size: usize, sidecar: Option<&Upstream>) {
     /// Bytes a second.
     const PACE: f64 = 400_000.0;
     let limit = Duration::from_millis(800);
@@ -415,21 +414,21 @@ async fn assert_slow_reading_is_not_504(sidecar: Option<&Upstream>) {
     let router = router_with(&upstream.url(), config);
     let mut client = Client::connect(router.address).await;
     client
-        .send(post(&format!("content-length: {SIZE}\r\n")))
+        .send(post(&format!("content-length: {size}\r\n")))
         .await;
     let uploading = tokio::spawn(async move {
         // What is answered before the end shows below.
-        let _cut = client.0.write_all(&vec![b'x'; SIZE]).await;
+        let _cut = client.0.write_all(&vec![b'x'; size]).await;
         client.response("POST").await
     });
     let mut service = upstream.accept().await;
     service.head().await;
     let begun = now();
-    let mut left = SIZE;
+    let mut left = size;
     while left > 0 {
         let elapsed = begun.elapsed();
         let due = match elapsed < limit * 5 / 2 {
-            true => (elapsed.as_secs_f64() * PACE) as usize - (SIZE - left),
+            true => (elapsed.as_secs_f64() * PACE) as usize - (size - left),
             false => left,
         };
         let mut piece = vec![0; due];
@@ -449,14 +448,17 @@ async fn assert_slow_reading_is_not_504(sidecar: Option<&Upstream>) {
 /// what went on in the meantime was taken for an upload that stalls.
 #[tokio::test]
 async fn an_upstream_that_reads_an_upload_slowly_is_not_504() {
-    assert_slow_reading_is_not_504(None).await;
+    assert_slow_reading_is_not_504(16 << 20, None).await;
 }
 
 /// The part that the sidecar was sent leaves in one piece, and only its end counted as progress.
 #[tokio::test]
 async fn an_upstream_that_reads_an_upload_slowly_is_not_504_with_a_sidecar_either() {
     let sidecar = Upstream::named("", 204).await;
-    assert_slow_reading_is_not_504(Some(&sidecar)).await;
+    // More than the sidecar gets, and a body that was read whole for it.
+    for size in [16 << 20, 1_000_000] {
+        assert_slow_reading_is_not_504(size, Some(&sidecar)).await;
+    }
 }
 
 /// They are not the answer that is waited for.
