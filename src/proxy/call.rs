@@ -10,87 +10,29 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http::{Method, StatusCode, Version};
 
 use super::{
-    body::RequestBody,
     connect::UpstreamIo,
     connection::{BrokenBody, Connection},
     error::UpstreamError,
-    fields::{Fields, Known, KnownSet, put_field},
+    fields::{Known, KnownSet},
     headers,
     http1::{
-        chunked,
         framing::{self, Decoder, Step},
         head::{self, Search},
-        outbox::Outbox,
     },
-    message::{Frame, RequestHead, ResponseHead},
+    message::{Frame, ResponseHead},
     pool::Lease,
+    upload::{Unsent, Upload},
 };
-use crate::{config::Upstream, policy::FailureKind};
+use crate::policy::FailureKind;
 
 /// The most informational responses that are passed on for one request.
 const MAX_INFORMATIONAL: usize = 16;
 /// With more of them than this an upstream answers nothing.
 const TOO_MANY_INFORMATIONAL: usize = 1000;
-
-/// The lines that we add to a head, but for what has a length of its own.
-const HEAD_ROOM: usize = 256;
-
-/// What is ours to say in a request.
-const OURS: KnownSet = KnownSet::of(&[
-    Known::Host,
-    Known::ContentLength,
-    Known::Expect,
-    Known::XForwardedFor,
-]);
-/// And in a question to the sidecar.
-const OURS_TO_SIDECAR: KnownSet = KnownSet::of(&[
-    Known::Host,
-    Known::ContentLength,
-    Known::Expect,
-    Known::XForwardedFor,
-    Known::XCanaryBody,
-]);
-
-/// What a request says, to whichever upstream it goes.
-pub struct Message<'a> {
-    /// The head, without what belongs to the client's connection; its target is trimmed.
-    pub head: &'a RequestHead,
-    /// The client's address.
-    pub client: &'a str,
-    /// Whether the client said `TE: trailers`.
-    pub takes_trailers: bool,
-    /// The protocol that it asks to switch to.
-    pub upgrade: Option<&'a [u8]>,
-    /// For a sidecar: whether it is given less than the whole body.
-    pub partial: Option<bool>,
-}
-
-/// A request on its way out. Nothing of it belongs to a connection, so it can be taken to another one
-/// as long as nothing was sent.
-pub struct Upload {
-    body: RequestBody,
-    coding: Coding,
-    outbox: Outbox,
-    /// How much of the outbox is the head.
-    head_length: usize,
-    /// Bytes that a connection took.
-    sent: u64,
-    ended: bool,
-    /// Some servers take trailers for the beginning of another request.
-    has_trailers: bool,
-}
-
-/// How a request body is sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Coding {
-    None,
-    Length(u64),
-    Chunked,
-}
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -101,167 +43,6 @@ pub enum CallError {
     /// The upstream's fault.
     #[error("{0}")]
     Upstream(#[from] UpstreamError),
-}
-
-impl Upload {
-    /// Of a request with this body; its head comes with [`Upload::address`].
-    pub fn new(body: RequestBody) -> Box<Upload> {
-        let coding = match body.length() {
-            _ if body.is_over() => Coding::None,
-            Some(length) => Coding::Length(length),
-            None => Coding::Chunked,
-        };
-        // It is handed around: a pointer is, and what it points to stays where it is.
-        Box::new(Upload {
-            ended: body.is_over(),
-            body,
-            coding,
-            outbox: Outbox::default(),
-            head_length: 0,
-            sent: 0,
-            has_trailers: false,
-        })
-    }
-
-    /// Writes the head for `upstream`, instead of an earlier one of which nothing was sent.
-    pub fn address(&mut self, upstream: &Upstream, message: &Message<'_>) {
-        let RequestHead {
-            method,
-            target,
-            headers,
-            ..
-        } = message.head;
-        let host = upstream.host_header.as_bytes();
-        let length = headers.written_length() + target.as_bytes().len() + host.len();
-        let mut head = BytesMut::with_capacity(length + HEAD_ROOM);
-        head.put_slice(method.as_str().as_bytes());
-        head.put_u8(b' ');
-        target.put_on(upstream, &mut head);
-        head.put_slice(b" HTTP/1.1\r\n");
-        put_field(&mut head, b"host", host);
-        headers.put_without(
-            match message.partial {
-                None => OURS,
-                Some(_) => OURS_TO_SIDECAR,
-            },
-            &mut head,
-        );
-        headers::put_forwarded_for(headers, message.client.as_bytes(), &mut head);
-        if message.takes_trailers {
-            head.put_slice(b"te: trailers\r\n");
-        }
-        if message.partial == Some(true) {
-            head.put_slice(b"x-canary-body: partial\r\n");
-        }
-        match self.coding {
-            Coding::Length(length) => put_length(&mut head, length),
-            Coding::Chunked => head.put_slice(b"transfer-encoding: chunked\r\n"),
-            // A length of zero is only worth saying where a body is expected (RFC 9110 section 8.6).
-            Coding::None
-                if matches!(*method, Method::POST | Method::PUT | Method::PATCH)
-                    || headers.has(Known::ContentLength) =>
-            {
-                put_length(&mut head, 0);
-            }
-            Coding::None => {}
-        }
-        if let Some(protocol) = message.upgrade {
-            headers::put_upgrade(&mut head, protocol);
-        }
-        head.put_slice(b"\r\n");
-        let earlier = std::mem::replace(&mut self.head_length, head.len());
-        match earlier {
-            0 => *self.outbox.buf() = head,
-            earlier => self.outbox.replace_start(earlier, &head),
-        }
-    }
-
-    /// Its body.
-    pub fn body(&mut self) -> &mut RequestBody {
-        &mut self.body
-    }
-
-    /// Whether nothing of the request can have reached anybody.
-    pub fn is_unsent(&self) -> bool {
-        self.sent == 0
-    }
-
-    /// The length of the body, where it is known.
-    pub fn length(&self) -> Option<u64> {
-        match self.coding {
-            Coding::None => Some(0),
-            Coding::Length(length) => Some(length),
-            Coding::Chunked => None,
-        }
-    }
-
-    fn is_done(&self) -> bool {
-        self.ended && self.outbox.is_empty()
-    }
-
-    /// Sends; ready when all is sent.
-    fn poll_send(&mut self, io: &mut UpstreamIo, cx: &mut Context<'_>) -> Poll<Result<(), Unsent>> {
-        loop {
-            while !self.ended && !self.outbox.is_full() {
-                match self.body.poll_frame(cx) {
-                    Poll::Ready(Some(Ok(frame))) => self.put(frame),
-                    Poll::Ready(None) => self.end(None),
-                    Poll::Ready(Some(Err(broken))) => {
-                        return Poll::Ready(Err(Unsent::Client(broken)));
-                    }
-                    Poll::Pending => break,
-                }
-            }
-            if self.outbox.is_empty() {
-                return match self.ended {
-                    true => Poll::Ready(Ok(())),
-                    false => Poll::Pending,
-                };
-            }
-            let polled = self.outbox.poll_write(io, cx, &mut self.sent);
-            if let Err(error) = ready!(polled) {
-                if matches!(io, UpstreamIo::Tls(_)) {
-                    // Some of it may have left before it failed.
-                    self.sent = self.sent.max(1);
-                }
-                return Poll::Ready(Err(Unsent::Upstream(error)));
-            }
-        }
-    }
-
-    fn put(&mut self, frame: Frame) {
-        match frame {
-            Frame::Data(data) if self.coding == Coding::Chunked => {
-                chunked::put_size(self.outbox.buf(), data.len());
-                self.outbox.put(data);
-                self.outbox.buf().put_slice(b"\r\n");
-            }
-            Frame::Data(data) => self.outbox.put(data),
-            Frame::Trailers(mut trailers) => {
-                headers::keep_allowed_trailers(&mut trailers);
-                self.end(Some(&trailers));
-            }
-        }
-    }
-
-    fn end(&mut self, trailers: Option<&Fields>) {
-        self.ended = true;
-        if self.coding == Coding::Chunked {
-            self.has_trailers = trailers.is_some();
-            chunked::put_end(self.outbox.buf(), trailers);
-        }
-    }
-}
-
-fn put_length(head: &mut BytesMut, length: u64) {
-    head.put_slice(b"content-length: ");
-    head::put_number(head, length);
-    head.put_slice(b"\r\n");
-}
-
-enum Unsent {
-    Client(BrokenBody),
-    Upstream(io::Error),
 }
 
 /// A request that is being sent on a connection, and the response that comes back by it.
@@ -297,9 +78,7 @@ impl Call {
 
     /// How much of the request's body the connection has taken, framing included.
     pub fn body_sent(&self) -> u64 {
-        self.upload
-            .sent
-            .saturating_sub(self.upload.head_length as u64)
+        self.upload.body_sent()
     }
 
     /// Gives the request back, after a failure.
@@ -490,7 +269,7 @@ impl Call {
         }
         if let Some(lease) = self.lease.take()
             && self.reusable
-            && !self.upload.has_trailers
+            && !self.upload.has_trailers()
         {
             lease.give_back();
         }

@@ -12,7 +12,7 @@ use tracing::{Level, debug, enabled};
 
 use super::{
     body::{Body, RequestBody, ResponseBody},
-    call::{Call, CallError, Message, Upload},
+    call::{Call, CallError},
     connection::Connection,
     error::{RequestError, UpstreamError},
     fields::Known,
@@ -22,6 +22,7 @@ use super::{
     record::Record,
     service::{Reply, Then},
     upgrade::Tunnel,
+    upload::{Message, Upload},
 };
 use crate::{
     clock,

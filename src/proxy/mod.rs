@@ -16,7 +16,7 @@
 //! | [`message`], [`fields`], [`headers`], [`uri`] | message heads; what is passed on, and how it is rewritten |
 //! | [`sidecar`] | asks main or canary |
 //! | [`forward`] | sends to an upstream, falls back to main |
-//! | [`call`] | one request to an upstream, and its response |
+//! | [`upload`], [`call`] | one request to an upstream, and its response |
 //! | [`pool`], [`connect`] | upstream connections |
 //! | [`body`] | request and response bodies on their way through |
 //! | [`upgrade`] | tunnels after a `101` |
@@ -41,6 +41,7 @@ pub mod record;
 pub mod service;
 pub mod sidecar;
 pub mod upgrade;
+pub mod upload;
 pub mod uri;
 pub mod watch;
 pub mod worker;

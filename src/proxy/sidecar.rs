@@ -17,12 +17,13 @@ use tracing::{debug, warn};
 
 use super::{
     body::RequestBody,
-    call::{Call, Message},
+    call::Call,
     connection::Connection,
     error::{Chain, RequestError},
     fields::Fields,
     forward,
     message::{Frame, RequestHead},
+    upload::Message,
 };
 use crate::{clock, config::Sidecar, policy::SidecarAnswer};
 

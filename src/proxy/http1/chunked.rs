@@ -22,7 +22,7 @@ pub enum Malformed {
     /// Neither `;` nor CRLF after the size, or a control character in an extension.
     #[error("a chunk extension is malformed")]
     Extension,
-    /// Together beyond [`MAX_EXTENSION_BYTES`].
+    /// Together beyond what anybody needs.
     #[error("the chunk extensions are too long")]
     ExtensionsTooLong,
     /// A line ends with something else.
