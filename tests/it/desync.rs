@@ -691,7 +691,7 @@ async fn a_refusal_arrives_whole_though_the_body_comes_later() {
             "POST / HTTP/1.1\r\nHost: h\r\nX A: b\r\nContent-Length: 5\r\n",
             400,
         ),
-        ("POST / HTTP/2.0\r\nHost: h\r\nContent-Length: 5\r\n", 505),
+        ("POST / HTTP/2.0\r\nHost: h\r\nContent-Length: 5\r\n", 400),
         ("POST a HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n", 400),
         ("POST / HTTP/1.1\r\nContent-Length: 5\r\n", 400),
     ] {
