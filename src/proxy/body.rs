@@ -17,7 +17,7 @@ use super::{
     message::Frame,
     record::Record,
 };
-use crate::policy::{FailureKind, Outcome, Target};
+use crate::policy::{Outcome, Target};
 
 /// How much of a body is logged at most.
 const LOGGED_BYTES: usize = 4 << 10;
@@ -185,10 +185,6 @@ impl ResponseBody {
                 Poll::Ready(Some(Err(broken.into())))
             }
             Some(Err(CallError::Upstream(error))) => {
-                let error = UpstreamError {
-                    kind: FailureKind::BodyCut,
-                    ..error
-                };
                 if let Some(mut record) = self.record.take() {
                     record.failed(self.target, &error);
                 }

@@ -235,9 +235,7 @@ impl Call {
                 Err(error) => return broken(UpstreamError::caused(FailureKind::BodyCut, error)),
             }
         };
-        if self.over {
-            self.give_back();
-        }
+        self.give_back();
         Poll::Ready(frame.map(Ok))
     }
 

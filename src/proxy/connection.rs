@@ -9,11 +9,11 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
 use bytes::{BufMut, BytesMut};
 use socket2::SockRef;
-use std::time::Duration;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf, Ready},
     net::TcpStream,

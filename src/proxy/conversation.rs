@@ -242,11 +242,7 @@ async fn respond(connection: &Rc<Connection>, facts: &Facts, reply: Reply) -> Op
 }
 
 fn coding(facts: &Facts, head: &ResponseHead, body: &Body) -> Coding {
-    let bodiless = head.status.is_informational()
-        || matches!(
-            head.status,
-            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-        );
+    let bodiless = framing::is_bodiless(head.status);
     match (body.length(), facts.version) {
         _ if bodiless || facts.is_head => Coding::None,
         (Some(_), _) => Coding::Length,
@@ -283,9 +279,7 @@ fn put_head(
         put_field(out, b"date", connection.worker.date.borrow().as_bytes());
     }
     if let (Body::Text(text), true) = (body, has_length) {
-        out.put_slice(b"content-length: ");
-        head::put_number(out, text.len() as u64);
-        out.put_slice(b"\r\n");
+        head::put_length(out, text.len() as u64);
     }
     if coding == Coding::Chunked {
         out.put_slice(b"transfer-encoding: chunked\r\n");
@@ -360,11 +354,9 @@ impl Sending {
         match (frame, self.coding) {
             // A text that answers HEAD.
             (Frame::Data(_), Coding::None) => {}
-            (Frame::Data(data), Coding::Chunked) => connection.with_outbox(|outbox| {
-                chunked::put_size(outbox.buf(), data.len());
-                outbox.put(data);
-                outbox.buf().put_slice(b"\r\n");
-            }),
+            (Frame::Data(data), Coding::Chunked) => {
+                connection.with_outbox(|outbox| outbox.put_chunk(data));
+            }
             (Frame::Data(data), Coding::Length | Coding::UntilClose) => {
                 connection.with_outbox(|outbox| outbox.put(data));
             }

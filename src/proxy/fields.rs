@@ -128,6 +128,11 @@ impl KnownSet {
         KnownSet(bits)
     }
 
+    /// And this one.
+    pub const fn with(self, known: Known) -> KnownSet {
+        KnownSet(self.0 | known.bit())
+    }
+
     const fn contains(self, known: Option<Known>) -> bool {
         match known {
             Some(known) => self.0 & known.bit() != 0,

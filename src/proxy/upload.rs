@@ -30,13 +30,7 @@ const OURS: KnownSet = KnownSet::of(&[
     Known::XForwardedFor,
 ]);
 /// And in a question to the sidecar.
-const OURS_TO_SIDECAR: KnownSet = KnownSet::of(&[
-    Known::Host,
-    Known::ContentLength,
-    Known::Expect,
-    Known::XForwardedFor,
-    Known::XCanaryBody,
-]);
+const OURS_TO_SIDECAR: KnownSet = OURS.with(Known::XCanaryBody);
 
 /// What a request says, to whichever upstream it goes.
 pub struct Message<'a> {
@@ -126,14 +120,14 @@ impl Upload {
             head.put_slice(b"x-canary-body: partial\r\n");
         }
         match self.coding {
-            Coding::Length(length) => put_length(&mut head, length),
+            Coding::Length(length) => head::put_length(&mut head, length),
             Coding::Chunked => head.put_slice(b"transfer-encoding: chunked\r\n"),
             // A length of zero is only worth saying where a body is expected (RFC 9110 section 8.6).
             Coding::None
                 if matches!(*method, Method::POST | Method::PUT | Method::PATCH)
                     || headers.has(Known::ContentLength) =>
             {
-                put_length(&mut head, 0);
+                head::put_length(&mut head, 0);
             }
             Coding::None => {}
         }
@@ -222,9 +216,7 @@ impl Upload {
     fn put(&mut self, frame: Frame) {
         match frame {
             Frame::Data(data) if self.coding == Coding::Chunked => {
-                chunked::put_size(self.outbox.buf(), data.len());
-                self.outbox.put(data);
-                self.outbox.buf().put_slice(b"\r\n");
+                self.outbox.put_chunk(data);
             }
             Frame::Data(data) => self.outbox.put(data),
             Frame::Trailers(mut trailers) => {
@@ -241,12 +233,6 @@ impl Upload {
             chunked::put_end(self.outbox.buf(), trailers);
         }
     }
-}
-
-fn put_length(head: &mut BytesMut, length: u64) {
-    head.put_slice(b"content-length: ");
-    head::put_number(head, length);
-    head.put_slice(b"\r\n");
 }
 
 /// Why a request cannot be sent to its end.

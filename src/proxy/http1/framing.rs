@@ -65,12 +65,15 @@ pub fn of_response(
 ) -> Result<Framing, Unclear> {
     // Also where there is no body: whoever gets the head may think otherwise.
     let said = said(version, headers)?;
-    let bodiless = status.is_informational()
-        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    match bodiless || *method == Method::HEAD {
+    match is_bodiless(status) || *method == Method::HEAD {
         true => Ok(Framing::Empty),
         false => Ok(said.unwrap_or(Framing::UntilClose)),
     }
+}
+
+/// Whether responses with this status never have a body (RFC 9110 section 6.4.1).
+pub fn is_bodiless(status: StatusCode) -> bool {
+    status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
 fn said(version: Version, headers: &Fields) -> Result<Option<Framing>, Unclear> {

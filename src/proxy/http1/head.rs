@@ -273,10 +273,12 @@ pub fn fields(section: &Bytes, lines: usize) -> Result<Fields, BadFields> {
     Ok(fields)
 }
 
-/// Writes a number in decimal.
-pub fn put_number(out: &mut BytesMut, number: u64) {
+/// Writes a `Content-Length`.
+pub fn put_length(out: &mut BytesMut, length: u64) {
     let mut digits = itoa::Buffer::new();
-    out.put_slice(digits.format(number).as_bytes());
+    out.put_slice(b"content-length: ");
+    out.put_slice(digits.format(length).as_bytes());
+    out.put_slice(b"\r\n");
 }
 
 /// Writes `HTTP/1.1`, status and reason, with the line end.

@@ -9,6 +9,8 @@ use std::{
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 
+use super::chunked;
+
 /// From this length on, a piece of content is not copied.
 const LARGE: usize = 8 << 10;
 
@@ -40,6 +42,13 @@ impl Outbox {
         } else {
             self.large = data;
         }
+    }
+
+    /// Puts content in as a chunk of its own.
+    pub fn put_chunk(&mut self, data: Bytes) {
+        chunked::put_size(self.buf(), data.len());
+        self.put(data);
+        self.buf().put_slice(b"\r\n");
     }
 
     /// Whether more should be put in only when this has been written.
