@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use canary_router::proxy::{
     error::Refusal,
-    http1::{chunked::Malformed, framing::Unclear, head::BadHead},
+    http1::{framing::Unclear, head::BadHead},
 };
 use proptest::{prelude::*, strategy::ValueTree};
 
 use super::{
-    by_name, generate,
+    by_name, generate, is_stricter_in_body,
     ours::{self, Arriving, End, Request, Stop},
     reference::{self, Asked, Read1},
 };
@@ -43,23 +43,9 @@ fn is_stricter(why: Refusal) -> bool {
     }
 }
 
-/// Where a body breaks off for us, but not for hyper, and that is meant.
-fn is_stricter_in_body(malformed: Malformed, bytes: &[u8]) -> bool {
-    match malformed {
-        // More digits than 64 bits have, though the first ones are zeros.
-        Malformed::Size => bytes
-            .windows(17)
-            .any(|digits| digits.iter().all(u8::is_ascii_hexdigit)),
-        // Controls in an extension, or blanks before it.
-        Malformed::Extension => bytes
-            .iter()
-            .any(|byte| matches!(byte, 0..=9 | 11..=32 | 127)),
-        // A line of the trailers that ends with LF alone.
-        Malformed::Trailers => bytes
-            .windows(2)
-            .any(|end| end[0] != b'\r' && end[1] == b'\n'),
-        Malformed::ExtensionsTooLong | Malformed::LineEnd => false,
-    }
+/// Controls in an extension, or blanks before it.
+fn is_minded(byte: u8) -> bool {
+    matches!(byte, 0..=9 | 11..=32 | 127)
 }
 
 /// Where we take what hyper refuses, and that is meant.
@@ -113,7 +99,7 @@ fn compare(bytes: &[u8], sizes: &[usize]) -> Result<&'static str, String> {
         };
         match (ours.content.end, hypers.end) {
             (End::Malformed(malformed), reference::End::Whole) => {
-                if !is_stricter_in_body(malformed, bytes) {
+                if !is_stricter_in_body(malformed, bytes, is_minded) {
                     return Err(format!(
                         "malformed to us ({malformed:?}), hyper reads {hypers:?}"
                     ));

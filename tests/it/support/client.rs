@@ -1,6 +1,6 @@
 //! A client that writes and reads raw bytes.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, BufReader},
@@ -162,4 +162,17 @@ pub fn assert_same(got: &[u8], sent: &[u8]) {
     assert_eq!(got.len(), sent.len(), "length");
     let differs = got.iter().zip(sent).position(|(a, b)| a != b);
     assert_eq!(differs, None, "first difference");
+}
+
+/// Whether clients that ask for `/alive`, and have to be told so, get their answer while something else
+/// goes on: ten in a row, within two seconds each.
+pub async fn serves_others(address: SocketAddr) -> bool {
+    for _ in 0..10 {
+        let alive = get(address, "/alive", "");
+        match tokio::time::timeout(Duration::from_secs(2), alive).await {
+            Ok(alive) => assert_eq!(alive.text(), "alive"),
+            Err(_) => return false,
+        }
+    }
+    true
 }

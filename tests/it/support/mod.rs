@@ -19,7 +19,9 @@ use std::{future::Future, time::Duration};
 use tokio::task::JoinSet;
 
 pub use by_hand::{ByHand, router_to, router_with};
-pub use client::{Client, Response, assert_same, chunked, get, head, in_chunks, request};
+pub use client::{
+    Client, Response, assert_same, chunked, get, head, in_chunks, request, serves_others,
+};
 pub use message::Received;
 pub use process::{Folder, Port, Process};
 pub use program::{Program, room_for_descriptors};
