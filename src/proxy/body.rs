@@ -107,6 +107,13 @@ impl RequestBody {
         Poll::Ready(frame)
     }
 
+    /// The upstream does not keep up; see [`Inbox::slow_down`](super::http1::inbox::Inbox::slow_down).
+    pub fn slow_down(&self) {
+        if let Some(rest) = &self.rest {
+            rest.connection.slow_down();
+        }
+    }
+
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BrokenBody>>> {
         let Some(Rest {
             connection,
@@ -222,6 +229,13 @@ impl Body {
             Body::Text(text) if text.is_empty() => Poll::Ready(None),
             Body::Text(text) => Poll::Ready(Some(Ok(Frame::Data(std::mem::take(text))))),
             Body::Upstream(body) => body.poll_frame(cx),
+        }
+    }
+
+    /// The client does not keep up; see [`Inbox::slow_down`](super::http1::inbox::Inbox::slow_down).
+    pub fn slow_down(&mut self) {
+        if let Body::Upstream(body) = self {
+            body.call.slow_down();
         }
     }
 

@@ -239,6 +239,13 @@ impl Call {
         Poll::Ready(frame.map(Ok))
     }
 
+    /// Whoever gets the response does not keep up.
+    pub fn slow_down(&mut self) {
+        if let Some(lease) = &mut self.lease {
+            lease.inbox.slow_down();
+        }
+    }
+
     /// Whether the response is over.
     pub fn is_over(&self) -> bool {
         self.over

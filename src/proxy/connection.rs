@@ -170,6 +170,11 @@ impl Connection {
         }
     }
 
+    /// Whoever gets the request body does not keep up.
+    pub fn slow_down(&self) {
+        self.inbox.borrow_mut().slow_down();
+    }
+
     /// Whether the request was read to its end.
     pub fn is_body_over(&self) -> bool {
         self.body.borrow().is_over()

@@ -331,6 +331,7 @@ impl Sending {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_gone)) => return Poll::Ready(Err(Broken::Client)),
                 Poll::Pending => {
+                    self.body.slow_down();
                     // The request goes on whether the client reads its response or not.
                     if let Poll::Ready(Err(broken)) = self.body.poll_upload(cx) {
                         return Poll::Ready(Err(Broken::Response(broken.into())));

@@ -203,6 +203,9 @@ impl Upload {
                 };
             }
             let polled = self.outbox.poll_write(io, cx, &mut self.sent);
+            if polled.is_pending() {
+                self.body.slow_down();
+            }
             if let Err(error) = ready!(polled) {
                 if matches!(io, UpstreamIo::Tls(_)) {
                     // Some of it may have left before it failed.
