@@ -59,6 +59,8 @@ pub struct Call {
     reusable: bool,
     /// Sending failed; what the upstream has answered is still read.
     send_failed: Option<io::Error>,
+    /// The upstream has ended the connection, properly and without a word.
+    hung_up: bool,
 }
 
 impl Call {
@@ -73,6 +75,7 @@ impl Call {
             over: false,
             reusable: false,
             send_failed: None,
+            hung_up: false,
         })
     }
 
@@ -81,9 +84,20 @@ impl Call {
         self.upload.body_sent()
     }
 
-    /// Gives the request back, after a failure.
-    pub fn into_upload(self) -> Box<Upload> {
-        self.upload
+    /// Gives the request back, after a failure, so that it can be sent once more: where nothing of it was
+    /// sent, or the connection served others before, and had been closed when this one came.
+    pub async fn into_unread(self: Box<Self>) -> Option<Box<Upload>> {
+        let Call {
+            lease,
+            mut upload,
+            hung_up,
+            ..
+        } = *self;
+        if upload.is_unsent() {
+            return Some(upload);
+        }
+        let lease = lease.filter(|lease| hung_up && lease.is_reused())?;
+        (upload.rewind() && lease.has_refused().await).then_some(upload)
     }
 
     /// Sends, and waits for the head of the final response. Informational ones before it go to
@@ -151,7 +165,10 @@ impl Call {
                     );
                     return Poll::Ready(Err(error.into()));
                 }
-                Ok(0) => return Poll::Ready(Err(reset(self.send_failed.take()).into())),
+                Ok(0) => {
+                    self.hung_up = self.informational == 0;
+                    return Poll::Ready(Err(reset(self.send_failed.take()).into()));
+                }
                 Err(error) => return Poll::Ready(Err(reset(Some(error)).into())),
             }
         }
@@ -276,7 +293,7 @@ impl Call {
             && self.reusable
             && !self.upload.has_trailers()
         {
-            lease.give_back();
+            lease.give_back(self.upload.sent());
         }
     }
 }

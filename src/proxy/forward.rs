@@ -2,7 +2,8 @@
 //!
 //! A request for the canary of which nothing could be sent goes to main (`fallback.replay`); that
 //! cannot do anything twice. A request is sent again on another connection for the same reason only:
-//! the one from the pool had been closed before a byte of the request left.
+//! the one from the pool had been closed before a byte of the request left, or, as the kernel's
+//! acknowledgements prove, before the upstream could read a byte of it.
 
 use std::{future::poll_fn, rc::Rc, time::Duration};
 
@@ -50,7 +51,7 @@ struct Answer {
     call: Box<Call>,
 }
 
-/// A request that got no answer; given back where nothing of it was sent.
+/// A request that got no answer; given back where nothing of it can have been read.
 struct Unanswered<E = RequestError> {
     error: E,
     unsent: Option<Box<Upload>>,
@@ -180,9 +181,9 @@ impl Exchange<'_> {
     }
 }
 
-/// Sends on a connection from the pool, and on the next one if that turns out to have been closed
-/// before the request left. Connecting has its own timeout, so that a request is still in hand when
-/// that is over; `timeout` bounds both.
+/// Sends on a connection from the pool, and on a new one if that turns out to have been closed before
+/// the upstream could read anything of the request. Connecting has its own timeout, so that a request is
+/// still in hand when that is over; `timeout` bounds both.
 async fn send_once(
     connection: &Connection,
     pool: &Rc<Pool>,
@@ -193,9 +194,10 @@ async fn send_once(
 ) -> Result<Answer, Unanswered<CallError>> {
     let deadline = clock::now() + upstream.client.timeout;
     let method = &message.head.method;
-    upload.address(upstream, message);
+    let mut closed = false;
     loop {
-        let lease = match pool.lease(upstream).await {
+        upload.address(upstream, message);
+        let lease = match pool.lease(upstream, closed).await {
             Ok(lease) => lease,
             Err(error) => {
                 return Err(Unanswered {
@@ -204,7 +206,7 @@ async fn send_once(
                 });
             }
         };
-        let reused = lease.reused;
+        let reused = lease.is_reused();
         let mut call = Call::new(lease, upload);
         let client = informed.then_some(connection);
         let response = poll_fn(|cx| {
@@ -229,10 +231,16 @@ async fn send_once(
         let unsent = match error {
             // Of what the client broke off there is nothing to send to anybody.
             CallError::Client(_) => None,
-            CallError::Upstream(_) => Some(call.into_upload()).filter(|upload| upload.is_unsent()),
+            CallError::Upstream(_) => {
+                // Boxed: it is rare, and would take its room in every request.
+                Box::pin(call.into_unread()).await
+            }
         };
         match unsent {
-            Some(unsent) if reused => upload = unsent,
+            Some(unsent) if reused => {
+                debug!("the upstream had closed the connection; the request is sent again");
+                (upload, closed) = (unsent, true);
+            }
             unsent => return Err(Unanswered { error, unsent }),
         }
     }

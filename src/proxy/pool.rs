@@ -36,6 +36,7 @@ pub struct Room {
 
 struct Idle {
     io: UpstreamIo,
+    written: u64,
     since: Instant,
 }
 
@@ -45,8 +46,8 @@ pub struct Lease {
     pub io: UpstreamIo,
     /// What it has sent us and was not yet understood.
     pub inbox: Inbox,
-    /// Whether it served a request before: then the upstream may have closed it meanwhile.
-    pub reused: bool,
+    /// How many bytes the requests before sent on it.
+    written: u64,
     pool: Rc<Pool>,
 }
 
@@ -78,19 +79,23 @@ impl Pool {
         })
     }
 
-    /// The connection that became idle last, or a new one.
+    /// The connection that became idle last, or a new one: if there is none, or it has to be `new`.
     ///
     /// # Errors
     /// No connection could be made.
-    pub async fn lease(self: &Rc<Self>, upstream: &Upstream) -> Result<Lease, UpstreamError> {
-        let (io, reused) = match self.take_idle() {
-            Some(io) => (io, true),
-            None => (connect(upstream, &self.tls, &self.resolver).await?, false),
+    pub async fn lease(
+        self: &Rc<Self>,
+        upstream: &Upstream,
+        new: bool,
+    ) -> Result<Lease, UpstreamError> {
+        let (io, written) = match if new { None } else { self.take_idle() } {
+            Some(idle) => idle,
+            None => (connect(upstream, &self.tls, &self.resolver).await?, 0),
         };
         Ok(Lease {
             io,
             inbox: Inbox::default(),
-            reused,
+            written,
             pool: Rc::clone(self),
         })
     }
@@ -107,14 +112,19 @@ impl Pool {
         });
     }
 
-    fn take_idle(&self) -> Option<UpstreamIo> {
+    fn take_idle(&self) -> Option<(UpstreamIo, u64)> {
         let mut idle = self.idle.borrow_mut();
         let now = clock::recent();
-        while let Some(Idle { mut io, since }) = idle.pop() {
+        while let Some(Idle {
+            mut io,
+            written,
+            since,
+        }) = idle.pop()
+        {
             self.room.used.set(self.room.used.get() - 1);
             let fresh = now.saturating_duration_since(since) < self.idle_timeout;
             if fresh && io.is_quiet() {
-                return Some(io);
+                return Some((io, written));
             }
         }
         None
@@ -132,16 +142,32 @@ impl Lease {
             .poll_fill(&mut self.io, &mut scratch, expected, cx)
     }
 
-    /// Gives the connection back after a response that was read to its end. Where more came behind it,
-    /// which nobody asked for, it is closed.
-    pub fn give_back(self) {
+    /// Whether it served a request before: then the upstream may have closed it meanwhile.
+    pub fn is_reused(&self) -> bool {
+        self.written > 0
+    }
+
+    /// Whether the upstream, which has ended the connection, can have read nothing of this request; see
+    /// [`UpstreamIo::has_refused_all_behind`].
+    pub async fn has_refused(&self) -> bool {
+        self.io.has_refused_all_behind(self.written).await
+    }
+
+    /// Gives the connection back after a request of `sent` bytes, and a response that was read to its end.
+    /// Where more came behind it, which nobody asked for, it is closed.
+    pub fn give_back(self, sent: u64) {
         let Lease {
-            io, inbox, pool, ..
+            io,
+            inbox,
+            written,
+            pool,
+            ..
         } = self;
         if inbox.bytes.is_empty() && pool.room.used.get() < pool.room.limit {
             pool.room.used.set(pool.room.used.get() + 1);
             pool.idle.borrow_mut().push(Idle {
                 io,
+                written: written + sent,
                 since: clock::recent(),
             });
         }

@@ -162,6 +162,23 @@ impl Upload {
         self.sent == 0
     }
 
+    /// How much of it a connection has taken.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Forgets that anything was sent, so that it can be addressed and sent once more. Says whether it
+    /// could: what was sent of a body is no longer here.
+    pub fn rewind(&mut self) -> bool {
+        if self.coding != Coding::None {
+            return false;
+        }
+        self.outbox = Outbox::default();
+        self.head_length = 0;
+        self.sent = 0;
+        true
+    }
+
     /// The length of the body, where it is known.
     pub fn length(&self) -> Option<u64> {
         match self.coding {

@@ -21,6 +21,7 @@ mod failures;
 mod fallback;
 mod forwarding;
 mod framing;
+mod hangups;
 mod headers;
 mod informational;
 mod liars;

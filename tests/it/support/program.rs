@@ -69,6 +69,17 @@ impl Program {
             .count()
     }
 
+    /// Whether all of its threads are stopped, by a signal.
+    pub fn is_stopped(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
+        tasks.into_iter().all(|task| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            // proc(5): behind the name, in brackets.
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, state)| state.starts_with('T'))
+        })
+    }
+
     /// The processor time that it has had, of all threads, to 10 ms.
     pub fn cpu_time(&self) -> Duration {
         let stat = self.proc("stat");
