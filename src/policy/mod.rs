@@ -13,9 +13,11 @@
 //! Every value that becomes a metric label or a branch is a closed enum: [`Target`],
 //! [`Reason`], [`Outcome`], [`FailureKind`].
 
+pub mod breaker;
 pub mod decide;
 pub mod outcome;
 pub mod quota;
+pub mod window;
 
 pub use decide::{Decision, Facts, LimitsSpent, Reason, Rules, SidecarAnswer, SidecarStatuses};
 pub use outcome::{FailureKind, FallbackOutcome, Outcome};

@@ -1,0 +1,350 @@
+//! A circuit breaker of three states (M. Nygard, *Release It!*, chapter 5): *closed* lets calls through
+//! and watches how they end; *open* refuses them; *half-open* lets a few through, as probes.
+//!
+//! Who may call gets a [`Ticket`] and brings it back with how the call ended. A ticket is worth something
+//! only in the generation that gave it out, and each change of state begins a new one: a result that comes
+//! late changes nothing. A moment is a [`Duration`] since any fixed one; the only change that time makes
+//! by itself is that an open breaker may be probed, and that happens when somebody asks.
+//!
+//! It keeps:
+//! * there are never more probes in flight than `permitted_half_open`, and none is lost: each ends by
+//!   its ticket;
+//! * below `minimum_calls` in the window it does not open;
+//! * while open it lets nobody through before its time.
+
+use std::time::Duration;
+
+use super::{Outcome, window::Window};
+
+/// When it opens, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// The share of failures in the window that opens it.
+    pub failure_rate: Option<Rate>,
+    /// The share of slow calls in the window that opens it.
+    pub slow_calls: Option<SlowCalls>,
+    /// With fewer calls than this in the window it does not open; at least 1.
+    pub minimum_calls: u32,
+    /// How far back it looks.
+    pub window: Duration,
+    /// How long it stays open at first. Doubles at each opening that follows a short closed spell.
+    pub wait_open: Duration,
+    /// The longest that it stays open, but for the jitter.
+    pub max_wait_open: Duration,
+    /// So many probes must succeed for it to close, and so many are in flight at most; at least 1.
+    pub permitted_half_open: u32,
+}
+
+/// Which calls are slow, and how many of them are too many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlowCalls {
+    /// The share in the window that opens it.
+    pub rate: Rate,
+    /// A call that takes longer is slow.
+    pub duration: Duration,
+}
+
+/// A share in hundredths of a percent, 1 to 10,000.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Rate(pub u32);
+
+impl Rate {
+    fn is_reached(self, part: u32, of: u32) -> bool {
+        u64::from(part) * 10_000 >= u64::from(self.0) * u64::from(of)
+    }
+}
+
+/// The three states: the closed set behind the `state` label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Calls go through.
+    Closed,
+    /// None does.
+    Open,
+    /// Probes do.
+    HalfOpen,
+}
+
+impl State {
+    /// All of them, in the order of [`State::index`].
+    pub const ALL: [State; 3] = [State::Closed, State::Open, State::HalfOpen];
+
+    /// A dense index.
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The value of the label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            State::Closed => "closed",
+            State::Open => "open",
+            State::HalfOpen => "half_open",
+        }
+    }
+}
+
+/// The circuit breaker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Breaker {
+    settings: Settings,
+    phase: Phase,
+    generation: u64,
+    /// How often it has opened without a closed spell between that was as long as the wait.
+    openings: u32,
+    transitions: Transitions,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Phase {
+    Closed { since: Duration, window: Window },
+    Open { until: Duration },
+    HalfOpen { in_flight: u32, succeeded: u32 },
+}
+
+/// How often each change of state has happened, by [`State::index`] of where from and where to.
+pub type Transitions = [[u64; State::ALL.len()]; State::ALL.len()];
+
+/// Lets one call through; see [`Breaker::settle`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[must_use = "a probe that is not settled is missing for ever"]
+pub struct Ticket {
+    generation: u64,
+    is_probe: bool,
+}
+
+/// No call now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    /// When it is worth asking again, as far as is known: zero where that depends on the probes.
+    pub retry_after: Duration,
+}
+
+/// What outlives a restart of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Saved {
+    /// If it was not closed: how much longer nobody is let through.
+    pub open_for: Option<Duration>,
+    /// How often it has opened in a row.
+    pub openings: u32,
+}
+
+impl Breaker {
+    /// A closed one.
+    pub fn new(settings: Settings, now: Duration) -> Breaker {
+        Breaker {
+            settings,
+            phase: closed(settings, now),
+            generation: 0,
+            openings: 0,
+            transitions: Transitions::default(),
+        }
+    }
+
+    /// As it was when it was [saved](Breaker::save). One that was half-open is open, and may be probed at
+    /// once: its probes are gone.
+    pub fn restore(settings: Settings, saved: Saved, now: Duration) -> Breaker {
+        let mut breaker = Breaker::new(settings, now);
+        breaker.openings = saved.openings;
+        if let Some(wait) = saved.open_for {
+            let longest = with_jitter(settings.max_wait_open, 1.0);
+            breaker.phase = Phase::Open {
+                until: now + wait.min(longest),
+            };
+        }
+        breaker
+    }
+
+    /// What is to be kept of it.
+    pub fn save(&self, now: Duration) -> Saved {
+        Saved {
+            open_for: match self.phase {
+                Phase::Closed { .. } => None,
+                Phase::Open { until } => Some(until.saturating_sub(now)),
+                Phase::HalfOpen { .. } => Some(Duration::ZERO),
+            },
+            openings: self.openings,
+        }
+    }
+
+    /// The state. An open breaker stays open until somebody asks for a ticket.
+    pub fn state(&self) -> State {
+        match self.phase {
+            Phase::Closed { .. } => State::Closed,
+            Phase::Open { .. } => State::Open,
+            Phase::HalfOpen { .. } => State::HalfOpen,
+        }
+    }
+
+    /// Of tickets that are given out now.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// How often each change of state has happened.
+    pub fn transitions(&self) -> &Transitions {
+        &self.transitions
+    }
+
+    /// Whether [`admit`](Breaker::admit) would refuse, and nothing else.
+    pub fn refuses(&self, now: Duration) -> Option<Refused> {
+        match self.phase {
+            Phase::Closed { .. } => None,
+            Phase::Open { until } if now >= until => None,
+            Phase::Open { until } => Some(Refused {
+                retry_after: until - now,
+            }),
+            Phase::HalfOpen {
+                in_flight,
+                succeeded,
+            } if in_flight + succeeded < self.settings.permitted_half_open => None,
+            Phase::HalfOpen { .. } => Some(Refused {
+                retry_after: Duration::ZERO,
+            }),
+        }
+    }
+
+    /// Asks to make a call. Whoever asks an open breaker when its time has come makes it half-open.
+    ///
+    /// # Errors
+    /// It is open, or all probes are out.
+    pub fn admit(&mut self, now: Duration) -> Result<Ticket, Refused> {
+        if let Some(refused) = self.refuses(now) {
+            return Err(refused);
+        }
+        if let Phase::Open { .. } = self.phase {
+            self.enter(Phase::HalfOpen {
+                in_flight: 0,
+                succeeded: 0,
+            });
+        }
+        let is_probe = match &mut self.phase {
+            Phase::HalfOpen { in_flight, .. } => {
+                *in_flight += 1;
+                true
+            }
+            Phase::Closed { .. } | Phase::Open { .. } => false,
+        };
+        Ok(Ticket {
+            generation: self.generation,
+            is_probe,
+        })
+    }
+
+    /// For a call that is made whatever the state is. It is no probe: it counts only while the breaker
+    /// is closed.
+    pub fn forced(&self) -> Ticket {
+        Ticket {
+            generation: self.generation,
+            is_probe: false,
+        }
+    }
+
+    /// A call has ended, `took` after it began. A call that was [ignored](Outcome::Ignored) says nothing, but
+    /// gives its place back. `chance`, from 0 to 1, is for the jitter, should it open.
+    ///
+    /// A probe that is slow has failed, where slow calls count at all.
+    pub fn settle(
+        &mut self,
+        ticket: Ticket,
+        outcome: Outcome,
+        took: Duration,
+        now: Duration,
+        chance: f64,
+    ) {
+        if ticket.generation != self.generation {
+            return;
+        }
+        let settings = self.settings;
+        let slow = settings.slow_calls.is_some_and(|slow| took > slow.duration);
+        let failed = outcome == Outcome::Failure;
+        match &mut self.phase {
+            Phase::Closed { window, .. } if outcome != Outcome::Ignored => {
+                window.record(now, failed, slow);
+                if is_too_bad(settings, window, now) {
+                    self.open(now, chance);
+                }
+            }
+            Phase::HalfOpen {
+                in_flight,
+                succeeded,
+            } if ticket.is_probe => {
+                *in_flight -= 1;
+                match outcome {
+                    Outcome::Ignored => {}
+                    Outcome::Success if !slow => {
+                        *succeeded += 1;
+                        if *succeeded >= settings.permitted_half_open {
+                            self.enter(closed(settings, now));
+                        }
+                    }
+                    Outcome::Success | Outcome::Failure => self.open(now, chance),
+                }
+            }
+            Phase::Closed { .. } | Phase::HalfOpen { .. } | Phase::Open { .. } => {}
+        }
+    }
+
+    /// Closes it, whatever it has seen.
+    pub fn reset(&mut self, now: Duration) {
+        self.openings = 0;
+        self.enter(closed(self.settings, now));
+    }
+
+    fn open(&mut self, now: Duration, chance: f64) {
+        if let Phase::Closed { since, .. } = self.phase
+            && now.saturating_sub(since) >= self.wait()
+        {
+            self.openings = 0;
+        }
+        self.openings = self.openings.saturating_add(1);
+        let until = now + with_jitter(self.wait(), chance);
+        self.enter(Phase::Open { until });
+    }
+
+    /// How long it stays open after so many openings, without jitter.
+    fn wait(&self) -> Duration {
+        let Settings {
+            wait_open,
+            max_wait_open,
+            ..
+        } = self.settings;
+        let doublings = self.openings.saturating_sub(1).min(31);
+        wait_open.saturating_mul(1 << doublings).min(max_wait_open)
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        let from = self.state();
+        self.phase = phase;
+        self.generation += 1;
+        let to = self.state();
+        if from != to {
+            self.transitions[from.index()][to.index()] += 1;
+        }
+    }
+}
+
+fn closed(settings: Settings, now: Duration) -> Phase {
+    Phase::Closed {
+        since: now,
+        window: Window::new(settings.window),
+    }
+}
+
+fn is_too_bad(settings: Settings, window: &mut Window, now: Duration) -> bool {
+    let counts = window.counts(now);
+    if counts.calls < settings.minimum_calls {
+        return false;
+    }
+    let failing = |rate: Rate| rate.is_reached(counts.failures, counts.calls);
+    let slow = |slow: SlowCalls| slow.rate.is_reached(counts.slow, counts.calls);
+    settings.failure_rate.is_some_and(failing) || settings.slow_calls.is_some_and(slow)
+}
+
+/// Up to a tenth longer, so that many routers do not probe at the same moment.
+fn with_jitter(wait: Duration, chance: f64) -> Duration {
+    wait + wait.mul_f64(chance.clamp(0.0, 1.0) / 10.0)
+}
+
+#[cfg(test)]
+mod tests;
