@@ -8,8 +8,9 @@ use serde_json::Value;
 use super::{
     Client, Config, Level, Limits, Listen, Log, Replay, Server, Sidecar, Upstream,
     error::Problems,
-    raw::{Client as RawClient, Raw, Size, Span},
+    raw::{Client as RawClient, Raw},
     url::{masked_url, parse_url},
+    values::{Size, Span},
 };
 use crate::policy::SidecarStatuses;
 

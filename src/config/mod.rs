@@ -9,6 +9,7 @@ mod json;
 mod judge;
 mod raw;
 mod url;
+mod values;
 
 use std::{path::Path, time::Duration};
 
