@@ -99,7 +99,11 @@ fn admissions(criterion: &mut Criterion) {
         ("limits off", None, None),
         ("both limits", Some(u64::MAX), Some(u32::MAX)),
     ] {
-        let admission = Admission::new(Limits { requests, errors });
+        let admission = Admission::new(Limits {
+            requests,
+            errors,
+            ..Limits::default()
+        });
         group.bench_function(format!("admit and settle, {name}"), |bencher| {
             bencher.iter(|| {
                 if let Some(permit) = admission.admit() {
@@ -114,6 +118,7 @@ fn admissions(criterion: &mut Criterion) {
     let spent = Admission::new(Limits {
         requests: Some(0),
         errors: Some(10),
+        ..Limits::default()
     });
     group.bench_function("admit, refused", |bencher| {
         bencher.iter(|| spent.admit().is_none());

@@ -16,7 +16,11 @@ use canary_router::{
 use loom::thread;
 
 fn admission(requests: Option<u64>, errors: Option<u32>) -> Arc<Admission> {
-    Admission::new(Limits { requests, errors })
+    Admission::new(Limits {
+        requests,
+        errors,
+        ..Limits::default()
+    })
 }
 
 /// Admits, and ends with `outcome`; true if it was admitted.

@@ -46,13 +46,18 @@ impl Problems {
     /// missing) would only confuse.
     pub(super) fn add(&mut self, path: impl Into<String>, message: impl Into<String>) {
         let path = path.into();
-        if self.0.iter().any(|known| known.path == path) {
+        if self.has(&path) {
             return;
         }
         self.0.push(Problem {
             path,
             message: message.into(),
         });
+    }
+
+    /// Whether something is wrong with this value already.
+    pub(super) fn has(&self, path: &str) -> bool {
+        self.0.iter().any(|known| known.path == path)
     }
 
     pub(super) fn into_result<T>(self, file: &str, value: Option<T>) -> Result<T, ConfigError> {

@@ -6,9 +6,12 @@ use http::{HeaderValue, uri::Authority};
 use serde_json::Value;
 
 use super::{
-    Client, Config, Level, Limits, Listen, Log, Replay, Server, Sidecar, Upstream,
+    Client, Config, Level, Listen, Log, Server, Sidecar, StateFile, Upstream,
+    breakers::{breakers, limits},
     error::Problems,
+    fallback::fallback,
     raw::{Client as RawClient, Raw},
+    sidecar,
     url::{masked_url, parse_url},
     values::{Size, Span},
 };
@@ -39,10 +42,13 @@ pub(super) fn judge(raw: Raw, problems: &mut Problems) -> Option<Config> {
         to_services,
         problems,
     );
-    let sidecar = match set(&raw.sidecar_url) {
+    let sidecar_upstream = match set(&raw.sidecar_url) {
         None => Some(None),
         Some(url) => parse_url("/sidecar-url", url, to_sidecar, problems).map(Some),
     };
+    let body = sidecar::body(&raw.sidecar, problems);
+    let cache = sidecar::cache(&raw.sidecar, problems);
+    sidecar::refuse_without_sidecar(&raw, body, cache.as_ref(), problems);
     let max_body = raw
         .sidecar
         .max_body
@@ -65,7 +71,8 @@ pub(super) fn judge(raw: Raw, problems: &mut Problems) -> Option<Config> {
 
     let trim_prefix = trim_prefix(set(&raw.trim_prefix), problems);
     let limits = limits(&raw, problems);
-    let replay = replay(set(&raw.fallback.replay).unwrap_or_default(), problems);
+    let breakers = breakers(&raw, problems);
+    let fallback = fallback(&raw.fallback, problems);
     let server = server(&raw, problems);
     let instrumentation = raw.instrumentation.as_ref().map(|instrumentation| Listen {
         host: set(&instrumentation.host).unwrap_or_default().to_owned(),
@@ -90,11 +97,20 @@ pub(super) fn judge(raw: Raw, problems: &mut Problems) -> Option<Config> {
     Some(Config {
         main: main?,
         canary: canary?,
-        sidecar: sidecar?.map(|upstream| Sidecar { upstream, max_body }),
+        sidecar: match (sidecar_upstream?, body?) {
+            (None, _) => None,
+            (Some(upstream), body) => Some(Sidecar {
+                upstream,
+                max_body,
+                body,
+                cache,
+            }),
+        },
         sidecar_statuses,
         trim_prefix,
         limits,
-        replay: replay?,
+        breakers,
+        fallback: fallback?,
         server: server?,
         instrumentation,
         log: Log {
@@ -102,12 +118,13 @@ pub(super) fn judge(raw: Raw, problems: &mut Problems) -> Option<Config> {
             request_body: raw.log.debug_request_body.0,
             response_body: raw.log.debug_response_body.0,
         },
+        state: set(&raw.state.file).map(|path| StateFile { path: path.into() }),
         effective: masked(&raw),
     })
 }
 
 /// A text that says something: absent and empty are the same, as in the original.
-fn set(text: &Option<String>) -> Option<&str> {
+pub(super) fn set(text: &Option<String>) -> Option<&str> {
     text.as_deref()
         .map(str::trim)
         .filter(|text| !text.is_empty())
@@ -225,39 +242,6 @@ fn trim_prefix(prefix: Option<&str>, problems: &mut Problems) -> String {
     }
 }
 
-fn limits(raw: &Raw, problems: &mut Problems) -> Limits {
-    let errors = raw.circuit_breaker.error_limit_canary.0;
-    let errors = u32::try_from(errors).unwrap_or_else(|_| {
-        problems.add(
-            "/circuit-breaker/error-limit-canary",
-            format!("{errors} is too large: use 0 (off) to {}", u32::MAX),
-        );
-        0
-    });
-    let requests = raw.circuit_breaker.request_limit_canary.0;
-    Limits {
-        requests: (requests > 0).then_some(requests),
-        errors: (errors > 0).then_some(errors),
-    }
-}
-
-fn replay(replay: &str, problems: &mut Problems) -> Option<Replay> {
-    match replay {
-        "off" => Some(Replay::Off),
-        "connect" => Some(Replay::Connect),
-        other => {
-            problems.add(
-                "/fallback/replay",
-                format!(
-                    "{other:?} is not known to this version: use \"connect\" (a request that could \
-                     not reach the canary goes to main) or \"off\" (the client gets the 502)"
-                ),
-            );
-            None
-        }
-    }
-}
-
 fn server(raw: &Raw, problems: &mut Problems) -> Option<Server> {
     let server = &raw.router_server;
     let host = set(&server.host);
@@ -328,11 +312,11 @@ fn is_any(host: &str) -> bool {
         .is_ok_and(|address| address.is_unspecified())
 }
 
-fn span(span: Option<Span>) -> Duration {
+pub(super) fn span(span: Option<Span>) -> Duration {
     span.map_or(Duration::ZERO, |Span(duration)| duration)
 }
 
-fn to_usize(number: u64) -> usize {
+pub(super) fn to_usize(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
 

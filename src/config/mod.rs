@@ -4,21 +4,29 @@
 //! once, each with its path and what to write instead. An unknown key is a problem: a misspelt
 //! limit that is silently off is the worst outcome of all. After this nothing needs checking again.
 
+mod breakers;
 mod error;
+mod fallback;
 mod json;
 mod judge;
 mod raw;
+mod sidecar;
 mod url;
 mod values;
+mod words;
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use http::HeaderValue;
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use serde_json::Value;
 
 pub use error::{ConfigError, Problem};
 
-use crate::policy::{Rules, SidecarStatuses};
+use crate::policy::{FailureRule, Rules, SidecarStatuses, breaker};
 use error::Problems;
 
 /// A configuration that can be used.
@@ -37,14 +45,18 @@ pub struct Config {
     pub trim_prefix: String,
     /// The canary's budgets.
     pub limits: Limits,
-    /// What happens to a request that cannot reach the canary.
-    pub replay: Replay,
+    /// When a target gets no requests for a while.
+    pub breakers: Breakers,
+    /// What happens to a request that the canary failed.
+    pub fallback: Fallback,
     /// The proxy's own listener.
     pub server: Server,
     /// The metrics listener, if there is one.
     pub instrumentation: Option<Listen>,
     /// What is logged.
     pub log: Log,
+    /// Where that is kept which survives a restart; `None` is in memory only.
+    pub state: Option<StateFile>,
     /// The configuration in force, defaults included, secrets masked: for people.
     pub effective: Value,
 }
@@ -90,15 +102,103 @@ pub struct Sidecar {
     pub upstream: Upstream,
     /// Bytes of a request body that it gets; of a longer one it gets this much.
     pub max_body: usize,
+    /// `sidecar.body`: whether it gets the body at all.
+    pub body: SidecarBody,
+    /// `sidecar.cache`: for how long its word holds, and for whom.
+    pub cache: Option<SidecarCache>,
+}
+
+/// `sidecar.body`: what of a request the sidecar gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SidecarBody {
+    /// Head and body, up to `sidecar.max-body` of it.
+    Full,
+    /// The head alone, with `X-Canary-Body: none`.
+    None,
+}
+
+/// `sidecar.cache`: answers of the sidecar that are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SidecarCache {
+    /// What two requests must have in common to share an answer; at least one.
+    pub key: Vec<CacheKey>,
+    /// How long an answer is kept unless it says something else; a millisecond to a day.
+    pub ttl: Duration,
+    /// Answers that are kept, over all workers; 1 to 10,000,000.
+    pub max_entries: u64,
+}
+
+/// One part of a request by which the sidecar's answers are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CacheKey {
+    /// `"header:NAME"`: the values of a header.
+    Header(HeaderName),
+    /// `"cookie:NAME"`: the value of a cookie; a token, in its own case.
+    Cookie(String),
+    /// `"method"`.
+    Method,
+    /// `"path"`: without the query.
+    Path,
+    /// `"query"`.
+    Query,
+    /// `"client-ip"`: the address of the connection.
+    ClientIp,
 }
 
 /// The canary's budgets; `None` is off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Requests over the life of the process.
     pub requests: Option<u64>,
     /// Bad responses over the life of the process.
     pub errors: Option<u32>,
+    /// `circuit-breaker.errors`: which responses are bad.
+    pub counted: FailureRule,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            requests: None,
+            errors: None,
+            counted: FailureRule::NotSuccess,
+        }
+    }
+}
+
+/// The breakers of the two targets; `None` is off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Breakers {
+    /// `circuit-breaker`.
+    pub canary: Option<Breaker>,
+    /// `circuit-breaker.main`.
+    pub main: Option<Breaker>,
+}
+
+/// The breaker of one target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Breaker {
+    /// When it opens and closes.
+    pub settings: breaker::Settings,
+    /// Which statuses are failures to it; an upstream that does not answer always failed.
+    pub failure: FailureRule,
+}
+
+/// `fallback`: what stands in for an answer of the canary that no client should see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fallback {
+    /// Which failed canary requests are sent to main.
+    pub replay: Replay,
+    /// Under [`Replay::Failures`], methods that are replayed without an `Idempotency-Key`.
+    pub methods: Vec<Method>,
+    /// Under [`Replay::Failures`], statuses of the canary that are replayed; each in 400–599.
+    pub statuses: Vec<u16>,
+    /// Bytes of a request body that are kept for a replay; a longer one streams and is not replayed.
+    pub max_body: usize,
+    /// The share of canary requests that may be replayed, in hundredths of a percent, 0 to 10,000.
+    pub budget: u32,
+    /// `fallback.static`: what a client gets when nothing else can answer.
+    pub fixed: Option<FixedAnswer>,
 }
 
 /// `fallback.replay`: which failed canary requests are sent to main.
@@ -108,6 +208,27 @@ pub enum Replay {
     Off,
     /// Those of which nothing was sent: refused, unresolved, connect timeout.
     Connect,
+    /// Those too that the canary reset, did not answer in time or answered with a failure.
+    Failures,
+}
+
+/// `fallback.static`: an answer that needs no upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FixedAnswer {
+    /// Its status, 200 to 599.
+    pub status: StatusCode,
+    /// Its `Content-Type`.
+    pub content_type: HeaderValue,
+    /// At most 1 MiB; empty for 204, 205 and 304. Of a `file`, what was in it when the configuration
+    /// was read.
+    pub body: Bytes,
+}
+
+/// `state.file`: where that is kept which survives a restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateFile {
+    /// The file, relative to the working directory. It need not exist yet.
+    pub path: PathBuf,
 }
 
 /// The proxy's own listener.
@@ -181,7 +302,8 @@ impl Config {
         Config::parse(&file, &text)
     }
 
-    /// Judges the text of a file; `file` is how error messages name it.
+    /// Judges the text of a file; `file` is how error messages name it. Files that the text names are
+    /// read too; relative paths start at the working directory, like those on a command line.
     ///
     /// # Errors
     /// Everything that keeps it from being used.

@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::values::{Count, Flag, Port, Size, Span};
+use super::{
+    sidecar::MAX_ENTRIES,
+    values::{Count, Counts, Flag, Percent, Port, Size, Span, Texts},
+};
 
 /// The whole file.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -29,25 +32,116 @@ pub struct Raw {
     pub proxy_client: ProxyClient,
     pub instrumentation: Option<Instrumentation>,
     pub log: Log,
+    pub state: State,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", default, expecting = "an object")]
-pub struct CircuitBreaker {
-    pub request_limit_canary: Count,
-    pub error_limit_canary: Count,
+/// Declares a section with the keys of a breaker between others. (`serde(flatten)` would do it too, but
+/// it forgets at which key a mistake stands.)
+macro_rules! section_with_a_breaker {
+    (
+        $(#[$doc:meta])*
+        $name:ident {
+            $($before:ident: $before_type:ty,)*
+            ..
+            $($after:ident: $after_type:ty,)*
+        }
+    ) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+        #[serde(rename_all = "kebab-case", default, expecting = "an object")]
+        pub struct $name {
+            $(pub $before: $before_type,)*
+            pub failure_rate_threshold: Percent,
+            pub slow_call_rate_threshold: Percent,
+            pub slow_call_duration: Option<Span>,
+            pub minimum_number_of_calls: Count,
+            pub window: Option<Span>,
+            pub wait_open: Option<Span>,
+            pub max_wait_open: Option<Span>,
+            pub permitted_half_open: Count,
+            pub failure: Option<String>,
+            $(pub $after: $after_type,)*
+        }
+
+        impl $name {
+            /// The breaker's keys among those here.
+            pub fn breaker(&self) -> Breaker {
+                Breaker {
+                    failure_rate_threshold: self.failure_rate_threshold,
+                    slow_call_rate_threshold: self.slow_call_rate_threshold,
+                    slow_call_duration: self.slow_call_duration,
+                    minimum_number_of_calls: self.minimum_number_of_calls,
+                    window: self.window,
+                    wait_open: self.wait_open,
+                    max_wait_open: self.max_wait_open,
+                    permitted_half_open: self.permitted_half_open,
+                    failure: self.failure.clone(),
+                }
+            }
+
+            fn fill_in_breaker(&mut self) {
+                seconds(&mut self.slow_call_duration, 0);
+                count(&mut self.minimum_number_of_calls, 20);
+                seconds(&mut self.window, 30);
+                seconds(&mut self.wait_open, 30);
+                if self.max_wait_open.is_none_or(|span| span.0.is_zero()) {
+                    self.max_wait_open = self.wait_open.map(default_max_wait_open);
+                }
+                count(&mut self.permitted_half_open, 5);
+                text(&mut self.failure, "5xx");
+            }
+        }
+    };
 }
+
+section_with_a_breaker!(CircuitBreaker {
+    request_limit_canary: Count,
+    error_limit_canary: Count,
+    errors: Option<String>,
+    ..
+    main: Breaker,
+});
+
+section_with_a_breaker!(
+    /// A breaker by itself.
+    Breaker { .. }
+);
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default, expecting = "an object")]
 pub struct Fallback {
     pub replay: Option<String>,
+    pub methods: Option<Texts>,
+    pub statuses: Option<Counts>,
+    pub max_body: Option<Size>,
+    pub budget: Option<Percent>,
+    #[serde(rename = "static")]
+    pub fixed: FixedAnswer,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default, expecting = "an object")]
+pub struct FixedAnswer {
+    pub status: Count,
+    pub content_type: Option<String>,
+    pub body: String,
+    pub file: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default, expecting = "an object")]
 pub struct Sidecar {
+    pub body: Option<String>,
     pub max_body: Option<Size>,
+    pub cache: SidecarCache,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default, expecting = "an object")]
+pub struct SidecarCache {
+    pub key: Texts,
+    pub ttl: Option<Span>,
+    pub max_entries: Count,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -102,9 +196,38 @@ pub struct Log {
     pub debug_response_body: Flag,
 }
 
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default, expecting = "an object")]
+pub struct State {
+    pub file: Option<String>,
+}
+
 /// The smaller of one second and `timeout`: the default of `connect-timeout`.
 fn default_connect_timeout(timeout: Duration) -> Duration {
     timeout.min(Duration::from_secs(1))
+}
+
+/// The larger of five minutes and `wait-open`: the default of `max-wait-open`.
+fn default_max_wait_open(Span(wait): Span) -> Span {
+    Span(wait.max(Duration::from_secs(300)))
+}
+
+fn text(slot: &mut Option<String>, default: &str) {
+    if slot.as_deref().is_none_or(|text| text.trim().is_empty()) {
+        *slot = Some(default.to_owned());
+    }
+}
+
+fn count(slot: &mut Count, default: u64) {
+    if slot.0 == 0 {
+        *slot = Count(default);
+    }
+}
+
+fn seconds(slot: &mut Option<Span>, default: u64) {
+    if slot.is_none_or(|span| span.0.is_zero()) {
+        *slot = Some(Span(Duration::from_secs(default)));
+    }
 }
 
 impl Raw {
@@ -127,29 +250,10 @@ impl Raw {
     }
 
     /// Fills in the defaults. Zero means the default too, as in the original; where zero has a
-    /// meaning of its own (limits: off, workers: one per core) it is the default.
+    /// meaning of its own (limits: off, workers: one per core) it is the default, but for sizes and
+    /// the budget of replays, where zero is none.
     #[must_use]
     pub fn with_defaults(mut self) -> Raw {
-        let text = |slot: &mut Option<String>, default: &str| {
-            if slot.as_deref().is_none_or(|text| text.trim().is_empty()) {
-                *slot = Some(default.to_owned());
-            }
-        };
-        let count = |slot: &mut Count, default| {
-            if slot.0 == 0 {
-                *slot = Count(default);
-            }
-        };
-        let seconds = |slot: &mut Option<Span>, default| {
-            if slot.is_none_or(|span| span.0.is_zero()) {
-                *slot = Some(Span(Duration::from_secs(default)));
-            }
-        };
-        let size = |slot: &mut Option<Size>, default| {
-            if slot.is_none() {
-                *slot = Some(Size(default));
-            }
-        };
         for slot in [
             &mut self.main_header_host,
             &mut self.canary_header_host,
@@ -160,8 +264,15 @@ impl Raw {
         }
         count(&mut self.main_sidecar_status, 204);
         count(&mut self.canary_sidecar_status, 200);
-        text(&mut self.fallback.replay, "connect");
-        size(&mut self.sidecar.max_body, 1 << 20);
+        text(&mut self.circuit_breaker.errors, "non-2xx");
+        self.circuit_breaker.fill_in_breaker();
+        self.circuit_breaker.main.fill_in_breaker();
+        self.fallback.fill_in();
+        text(&mut self.sidecar.body, "full");
+        self.sidecar.max_body.get_or_insert(Size(1 << 20));
+        seconds(&mut self.sidecar.cache.ttl, 0);
+        count(&mut self.sidecar.cache.max_entries, MAX_ENTRIES);
+        text(&mut self.state.file, "");
 
         let server = &mut self.router_server;
         seconds(&mut server.read_timeout, 5);
@@ -194,5 +305,41 @@ impl Raw {
         }
         text(&mut self.log.level, "info");
         self
+    }
+}
+
+impl Breaker {
+    /// One of which nothing is written.
+    pub fn with_defaults() -> Breaker {
+        let mut breaker = Breaker::default();
+        breaker.fill_in_breaker();
+        breaker
+    }
+}
+
+impl Fallback {
+    /// One of which nothing is written.
+    pub fn with_defaults() -> Fallback {
+        let mut fallback = Fallback::default();
+        fallback.fill_in();
+        fallback
+    }
+
+    fn fill_in(&mut self) {
+        text(&mut self.replay, "connect");
+        self.methods.get_or_insert_with(|| {
+            let methods = ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"];
+            Texts(methods.map(str::to_owned).into())
+        });
+        self.statuses
+            .get_or_insert_with(|| Counts(vec![500, 502, 503, 504]));
+        self.max_body.get_or_insert(Size(64 << 10));
+        self.budget.get_or_insert(Percent(2_000));
+        let fixed = &mut self.fixed;
+        text(&mut fixed.content_type, "text/plain; charset=utf-8");
+        text(&mut fixed.file, "");
+        if !fixed.body.is_empty() || fixed.file.as_deref().is_some_and(|file| !file.is_empty()) {
+            count(&mut fixed.status, 503);
+        }
     }
 }

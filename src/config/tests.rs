@@ -66,7 +66,20 @@ fn a_minimal_file_gets_every_default_of_the_contract() {
     assert!(config.sidecar.is_none());
     assert!(config.instrumentation.is_none());
     assert_eq!(config.limits, Limits::default());
-    assert_eq!(config.replay, Replay::Connect);
+    assert_eq!(config.breakers, Breakers::default());
+    assert_eq!(config.state, None);
+    let names = ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"];
+    assert_eq!(
+        config.fallback,
+        Fallback {
+            replay: Replay::Connect,
+            methods: names.map(|name| name.parse().unwrap()).into(),
+            statuses: vec![500, 502, 503, 504],
+            max_body: 65536,
+            budget: 2_000,
+            fixed: None,
+        }
+    );
     assert_eq!(config.log.level, Level::Info);
     assert_eq!(
         config.sidecar_statuses,
@@ -110,6 +123,8 @@ fn a_minimal_file_gets_every_default_of_the_contract() {
     );
     assert_eq!((sidecar.upstream.tls, sidecar.upstream.port), (true, 443));
     assert_eq!(sidecar.max_body, 1 << 20);
+    assert_eq!(sidecar.body, SidecarBody::Full);
+    assert_eq!(sidecar.cache, None);
 }
 
 #[test]
@@ -136,7 +151,8 @@ fn a_file_of_the_original_is_read_as_it_was() {
         config.limits,
         Limits {
             requests: Some(300),
-            errors: Some(15)
+            errors: Some(15),
+            counted: FailureRule::NotSuccess
         }
     );
     assert_eq!(
@@ -312,9 +328,9 @@ fn every_value_that_cannot_work_is_refused_where_it_stands() {
             "too large",
         ),
         (
-            json!({"fallback": {"replay": "failures"}}),
+            json!({"fallback": {"replay": "failurs"}}),
             "/fallback/replay",
-            "\"connect\"",
+            "did you mean \"failures\"? the words here are off, connect, failures",
         ),
         (
             json!({"router-server": {"port": 70000}}),
@@ -410,6 +426,546 @@ fn the_template_in_the_repository_is_every_key_with_its_default() {
     Config::load(Path::new(path)).unwrap_or_else(|error| panic!("{error}"));
 }
 
+#[test]
+fn the_breakers_of_both_targets_are_read() {
+    let seconds = Duration::from_secs;
+    let config = read(with(json!({"circuit-breaker": {
+        "failure-rate-threshold": "50%",
+        "slow-call-rate-threshold": 0.25, "slow-call-duration": "500ms",
+        "minimum-number-of-calls": 1, "window": "1h", "wait-open": "1ms", "max-wait-open": "1ms",
+        "permitted-half-open": "10000", "failure": "non-2xx", "errors": "5xx",
+        "main": {"failure-rate-threshold": 100}
+    }})));
+    assert_eq!(config.limits.counted, FailureRule::ServerError);
+    assert_eq!(
+        config.breakers.canary,
+        Some(Breaker {
+            settings: breaker::Settings {
+                failure_rate: Some(breaker::Rate(5_000)),
+                slow_calls: Some(breaker::SlowCalls {
+                    rate: breaker::Rate(25),
+                    duration: Duration::from_millis(500)
+                }),
+                minimum_calls: 1,
+                window: seconds(3600),
+                wait_open: Duration::from_millis(1),
+                max_wait_open: Duration::from_millis(1),
+                permitted_half_open: 10_000,
+            },
+            failure: FailureRule::NotSuccess,
+        })
+    );
+    let with_defaults = breaker::Settings {
+        failure_rate: Some(breaker::Rate(10_000)),
+        slow_calls: None,
+        minimum_calls: 20,
+        window: seconds(30),
+        wait_open: seconds(30),
+        max_wait_open: seconds(300),
+        permitted_half_open: 5,
+    };
+    assert_eq!(
+        config.breakers.main,
+        Some(Breaker {
+            settings: with_defaults,
+            failure: FailureRule::ServerError,
+        })
+    );
+}
+
+#[test]
+fn slow_calls_alone_are_a_breaker() {
+    let config = read(with(json!({"circuit-breaker": {"main": {
+        "slow-call-rate-threshold": "12.5", "slow-call-duration": 2
+    }}})));
+    assert_eq!(config.breakers.canary, None);
+    let settings = config.breakers.main.unwrap().settings;
+    assert_eq!(settings.failure_rate, None);
+    assert_eq!(settings.slow_calls.unwrap().rate, breaker::Rate(1_250));
+}
+
+#[test]
+fn a_long_wait_open_needs_no_max_wait_open() {
+    let config = read(with(
+        json!({"circuit-breaker": {"failure-rate-threshold": 5, "wait-open": "10m"}}),
+    ));
+    let settings = config.breakers.canary.unwrap().settings;
+    assert_eq!(settings.max_wait_open, Duration::from_secs(600));
+}
+
+#[test]
+fn a_breaker_that_cannot_work_is_refused_where_it_is_written() {
+    for section in ["/circuit-breaker", "/circuit-breaker/main"] {
+        for (keys, key, hint) in [
+            (
+                json!({"failure-rate-threshold": 101}),
+                "failure-rate-threshold",
+                "0 to 100 with at most two decimals",
+            ),
+            (
+                json!({"failure-rate-threshold": 0.001}),
+                "failure-rate-threshold",
+                "\"50%\"",
+            ),
+            (
+                json!({"slow-call-rate-threshold": 50}),
+                "slow-call-duration",
+                "is missing: /slow-call-rate-threshold beside it",
+            ),
+            (
+                json!({"slow-call-rate-threshold": 50, "failure-rate-threshold": 50}),
+                "slow-call-duration",
+                "is missing",
+            ),
+            (
+                json!({"slow-call-duration": 1}),
+                "slow-call-rate-threshold",
+                "is missing: /slow-call-duration beside it",
+            ),
+            (
+                json!({"slow-call-rate-threshold": 50, "slow-call-duration": "0.5ms"}),
+                "slow-call-duration",
+                "\"1ms\" or more",
+            ),
+            (
+                json!({"failure-rate-threshold": 5, "minimum-number-of-calls": 1_000_001}),
+                "minimum-number-of-calls",
+                "use 1 to 1000000",
+            ),
+            (
+                json!({"failure-rate-threshold": 5, "permitted-half-open": 10_001}),
+                "permitted-half-open",
+                "use 1 to 10000",
+            ),
+            (
+                json!({"failure-rate-threshold": 5, "window": "999ms"}),
+                "window",
+                "use \"1s\" to \"1h\"",
+            ),
+            (
+                json!({"failure-rate-threshold": 5, "window": 3601}),
+                "window",
+                "use \"1s\" to \"1h\"",
+            ),
+            (
+                json!({"failure-rate-threshold": 5, "wait-open": "0.1ms"}),
+                "wait-open",
+                "use \"1ms\" or more",
+            ),
+            (
+                json!({"failure-rate-threshold": 5, "max-wait-open": 29}),
+                "max-wait-open",
+                "shorter than /wait-open beside it (30s)",
+            ),
+            (
+                json!({"failure-rate-threshold": 5, "failure": "5XX"}),
+                "failure",
+                "did you mean \"5xx\"? the words here are 5xx, non-2xx",
+            ),
+        ] {
+            let mut file = with(json!({"circuit-breaker": {"main": {}}}));
+            *file.pointer_mut(section).unwrap() = keys;
+            let problems = problems(file.clone());
+            assert_eq!(problems.len(), 1, "{file}: {problems:#?}");
+            refused(file, &format!("{section}/{key}"), hint);
+        }
+    }
+    refused(
+        with(json!({"circuit-breaker": {"errors": "everything"}})),
+        "/circuit-breaker/errors",
+        "\"everything\" is not known; the words here are 5xx, non-2xx",
+    );
+    refused(
+        with(json!({"circuit-breaker": {"main": {"errors": "5xx"}}})),
+        "/circuit-breaker/main/errors",
+        "unknown key",
+    );
+}
+
+/// A breaker of which everything is written but the threshold would silently be off.
+#[test]
+fn what_needs_a_threshold_is_refused_without_one() {
+    for section in ["/circuit-breaker", "/circuit-breaker/main"] {
+        for (key, value) in [
+            ("minimum-number-of-calls", json!(10)),
+            ("window", json!(10)),
+            ("wait-open", json!("10m")),
+            ("max-wait-open", json!(600)),
+            ("permitted-half-open", json!(1)),
+            ("failure", json!("non-2xx")),
+        ] {
+            for threshold in [Value::Null, json!(0), json!("0%")] {
+                let mut file = with(json!({"circuit-breaker": {"main": {}}}));
+                *file.pointer_mut(section).unwrap() =
+                    json!({key: value, "failure-rate-threshold": threshold});
+                let found = problems(file);
+                assert_eq!(found.len(), 1, "{found:#?}");
+                assert_eq!(found[0].0, format!("{section}/{key}"));
+                assert!(
+                    found[0].1.contains("off without a threshold")
+                        && found[0].1.contains("failure-rate-threshold"),
+                    "{found:#?}"
+                );
+            }
+        }
+    }
+    // A threshold that cannot be used is one problem, not two.
+    for threshold in [
+        json!({"failure-rate-threshold": "half", "window": 10}),
+        json!({"slow-call-rate-threshold": 50, "window": 10}),
+        json!({"slow-call-rate-threshold": 50, "slow-call-duration": "long", "window": 10}),
+    ] {
+        assert_eq!(
+            problems(with(json!({"circuit-breaker": threshold}))).len(),
+            1
+        );
+    }
+}
+
+#[test]
+fn the_fallback_is_read() {
+    let config = read(with(json!({"fallback": {
+        "replay": "failures", "methods": ["GET", "PURGE"], "statuses": [400, "599"],
+        "max-body": 0, "budget": "0.5%",
+        "static": {"status": 200, "content-type": "text/html", "body": " sorry\n"}
+    }})));
+    assert_eq!(
+        config.fallback,
+        Fallback {
+            replay: Replay::Failures,
+            methods: vec![Method::GET, "PURGE".parse().unwrap()],
+            statuses: vec![400, 599],
+            max_body: 0,
+            budget: 50,
+            fixed: Some(FixedAnswer {
+                status: StatusCode::OK,
+                content_type: HeaderValue::from_static("text/html"),
+                body: Bytes::from_static(b" sorry\n"),
+            }),
+        }
+    );
+    let config = read(with(
+        json!({"fallback": {"methods": [], "statuses": [], "budget": 0}}),
+    ));
+    let fallback = config.fallback;
+    assert_eq!((fallback.methods.len(), fallback.statuses.len()), (0, 0));
+    assert_eq!(fallback.budget, 0);
+}
+
+#[test]
+fn a_static_answer_is_on_as_soon_as_a_part_of_it_is_written() {
+    let fixed = |fixed: Value| {
+        read(with(json!({"fallback": {"static": fixed}})))
+            .fallback
+            .fixed
+    };
+    assert_eq!(fixed(json!({})), None);
+    let body = fixed(json!({"body": "sorry"})).unwrap();
+    assert_eq!(body.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(body.content_type, "text/plain; charset=utf-8");
+    assert_eq!(body.body, "sorry");
+    let status = fixed(json!({"status": "204"})).unwrap();
+    assert_eq!(
+        (status.status, status.body),
+        (StatusCode::NO_CONTENT, Bytes::new())
+    );
+}
+
+#[test]
+fn the_body_of_a_static_answer_can_be_a_file_of_a_mebibyte() {
+    let folder = std::env::temp_dir().join(format!("canary-router-static-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("sorry.bin");
+    let config = with(json!({"fallback": {"static": {"file": file}}}));
+
+    std::fs::write(&file, vec![0xff; 1 << 20]).unwrap();
+    let fixed = read(config.clone()).fallback.fixed.unwrap();
+    assert_eq!(fixed.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(fixed.body.len(), 1 << 20);
+
+    std::fs::write(&file, vec![0xff; (1 << 20) + 1]).unwrap();
+    refused(config.clone(), "/fallback/static/file", "longer than 1MiB");
+    let mut both = config.clone();
+    both["fallback"]["static"]["body"] = json!("sorry");
+    refused(both, "/fallback/static/file", "keep one of them");
+
+    std::fs::remove_dir_all(&folder).unwrap();
+    refused(config, "/fallback/static/file", "No such file");
+    let folder = std::env::temp_dir();
+    let config = with(json!({"fallback": {"static": {"file": folder}}}));
+    refused(config, "/fallback/static/file", "not a file");
+    // Where it was looked for is told.
+    let config = with(json!({"fallback": {"static": {"file": "absent.html"}}}));
+    let place = std::env::current_dir().unwrap().join("absent.html");
+    refused(config, "/fallback/static/file", place.to_str().unwrap());
+}
+
+#[test]
+fn a_fallback_that_cannot_work_is_refused_where_it_is_written() {
+    let long = "x".repeat((1 << 20) + 1);
+    for (keys, path, hint) in [
+        (json!({"methods": "GET"}), "methods", "a list of strings"),
+        (
+            json!({"methods": ["get"]}),
+            "methods/0",
+            "did you mean \"GET\"?",
+        ),
+        (
+            json!({"methods": ["GET", "DELTE"]}),
+            "methods/1",
+            "did you mean \"DELETE\"?",
+        ),
+        (json!({"methods": ["purge"]}), "methods/0", "in upper case"),
+        (json!({"methods": ["A B"]}), "methods/0", "not a method"),
+        (json!({"methods": [""]}), "methods/0", "not a method"),
+        (
+            json!({"statuses": 503}),
+            "statuses",
+            "a list of whole numbers",
+        ),
+        (
+            json!({"statuses": [503, 399]}),
+            "statuses/1",
+            "399 is no status of a failure: use 400 to 599",
+        ),
+        (json!({"statuses": [70_000]}), "statuses/0", "400 to 599"),
+        (json!({"max-body": "many"}), "max-body", "a size"),
+        (json!({"budget": 101}), "budget", "0 to 100"),
+        (json!({"static": "sorry"}), "static", "expected an object"),
+        (
+            json!({"static": {"status": 101}}),
+            "static/status",
+            "use 200 to 599",
+        ),
+        (
+            json!({"static": {"status": 204, "body": "sorry"}}),
+            "static/status",
+            "has no body",
+        ),
+        (
+            json!({"static": {"content-type": "text/html"}}),
+            "static/content-type",
+            "without a status, a body or a file",
+        ),
+        (
+            json!({"static": {"status": 503, "content-type": "html"}}),
+            "static/content-type",
+            "text/html; charset=utf-8",
+        ),
+        (
+            json!({"static": {"status": 503, "content-type": "text/html\r\nX: y"}}),
+            "static/content-type",
+            "not a media type",
+        ),
+        (
+            json!({"static": {"body": long}}),
+            "static/body",
+            "use 1MiB at most",
+        ),
+    ] {
+        let file = with(json!({"fallback": keys}));
+        let problems = problems(file.clone());
+        assert_eq!(problems.len(), 1, "{problems:#?}");
+        refused(file, &format!("/fallback/{path}"), hint);
+    }
+}
+
+fn with_sidecar(sidecar: Value) -> Value {
+    with(json!({"sidecar-url": "http://sidecar.example", "sidecar": sidecar}))
+}
+
+#[test]
+fn what_the_sidecar_gets_and_how_long_it_is_believed_is_read() {
+    let sidecar = read(with_sidecar(json!({"body": "none", "cache": {
+        "key": ["header:X-User-Id", "cookie:Sid", "method", "path", "query", "client-ip"],
+        "ttl": "24h", "max-entries": 10_000_000
+    }})));
+    let sidecar = sidecar.sidecar.unwrap();
+    assert_eq!(sidecar.body, SidecarBody::None);
+    assert_eq!(
+        sidecar.cache,
+        Some(SidecarCache {
+            key: vec![
+                CacheKey::Header(HeaderName::from_static("x-user-id")),
+                CacheKey::Cookie("Sid".into()),
+                CacheKey::Method,
+                CacheKey::Path,
+                CacheKey::Query,
+                CacheKey::ClientIp,
+            ],
+            ttl: Duration::from_secs(24 * 3600),
+            max_entries: 10_000_000,
+        })
+    );
+    let sidecar = read(with_sidecar(
+        json!({"cache": {"key": ["path"], "ttl": "1ms"}}),
+    ));
+    assert_eq!(sidecar.sidecar.unwrap().cache.unwrap().max_entries, 10_000);
+}
+
+#[test]
+fn a_sidecar_section_that_cannot_work_is_refused_where_it_is_written() {
+    let key = |key: &str| json!({"cache": {"key": [key], "ttl": 1}});
+    for (keys, path, hint) in [
+        (
+            json!({"body": "nothing"}),
+            "body",
+            "the words here are full, none",
+        ),
+        (json!({"body": "non"}), "body", "did you mean \"none\"?"),
+        (json!({"cache": true}), "cache", "expected an object"),
+        (
+            json!({"cache": {"key": "path", "ttl": 1}}),
+            "cache/key",
+            "a list of strings",
+        ),
+        (
+            json!({"cache": {"key": [], "ttl": 1}}),
+            "cache/key",
+            "is empty: say what two requests must have in common",
+        ),
+        (json!({"cache": {"ttl": 1}}), "cache/key", "is empty"),
+        (
+            json!({"cache": {"key": ["path"]}}),
+            "cache/ttl",
+            "is missing",
+        ),
+        (
+            json!({"cache": {"key": ["path"], "ttl": "soon"}}),
+            "cache/ttl",
+            "a duration",
+        ),
+        (
+            json!({"cache": {"key": ["path"], "ttl": "0.9ms"}}),
+            "cache/ttl",
+            "use \"1ms\" to \"24h\"",
+        ),
+        (
+            json!({"cache": {"key": ["path"], "ttl": 86_401}}),
+            "cache/ttl",
+            "use \"1ms\" to \"24h\"",
+        ),
+        (
+            json!({"cache": {"key": ["path"], "ttl": 1, "max-entries": 10_000_001}}),
+            "cache/max-entries",
+            "use 1 to 10000000",
+        ),
+        (
+            key("headr:X-User-Id"),
+            "cache/key/0",
+            "did you mean \"header:NAME\"? the words here are header:NAME, cookie:NAME, method",
+        ),
+        (key("client_ip"), "cache/key/0", "\"client-ip\""),
+        (key("header"), "cache/key/0", "\"header:NAME\""),
+        (key("method:GET"), "cache/key/0", "\"method\""),
+        (key("header:"), "cache/key/0", "\"header:X-User-Id\""),
+        (key("header:a b"), "cache/key/0", "\"header:X-User-Id\""),
+        (key("cookie:a;b"), "cache/key/0", "\"cookie:sid\""),
+        (key("cookie:"), "cache/key/0", "\"cookie:sid\""),
+        (key(""), "cache/key/0", "the words here are"),
+    ] {
+        let file = with_sidecar(keys);
+        let problems = problems(file.clone());
+        assert_eq!(problems.len(), 1, "{problems:#?}");
+        refused(file, &format!("/sidecar/{path}"), hint);
+    }
+    let found = problems(with_sidecar(json!({"cache": {"max-entries": 5}})));
+    assert_eq!(found.len(), 2, "neither key nor ttl: {found:#?}");
+}
+
+#[test]
+fn what_is_said_of_a_sidecar_that_is_not_there_is_refused() {
+    for (sidecar, path) in [
+        (json!({"body": "none"}), "/sidecar/body"),
+        (
+            json!({"cache": {"key": ["path"], "ttl": 1}}),
+            "/sidecar/cache",
+        ),
+    ] {
+        let file = with(json!({"sidecar": sidecar}));
+        refused(file.clone(), path, "no sidecar without /sidecar-url");
+        // A sidecar with a wrong URL is one problem, not two.
+        let mut wrong = file;
+        wrong["sidecar-url"] = json!("sidecar");
+        assert_eq!(problems(wrong).len(), 1);
+    }
+    // As with `max-body`, which has a default: no harm is in it.
+    read(with(
+        json!({"sidecar": {"body": "full", "max-body": "2MiB"}}),
+    ));
+}
+
+#[test]
+fn the_state_is_kept_in_a_file_if_one_is_named() {
+    let config = read(with(json!({"state": {"file": "var/state.json"}})));
+    let path = PathBuf::from("var/state.json");
+    assert_eq!(config.state, Some(StateFile { path }));
+    assert_eq!(read(with(json!({"state": {"file": ""}}))).state, None);
+    refused(
+        with(json!({"state": {"redis": "redis://127.0.0.1"}})),
+        "/state/redis",
+        "not in this version",
+    );
+    refused(
+        with(json!({"state": {"fil": "x"}})),
+        "/state/fil",
+        "\"file\"",
+    );
+    refused(with(json!({"state": "x"})), "/state", "an object");
+}
+
+#[test]
+fn the_effective_config_is_complete_and_reads_back_as_the_same() {
+    let config = read(with(json!({
+        "canary-target": "http://canary.example",
+        "sidecar-url": "http://sidecar.example",
+        "circuit-breaker": {"failure-rate-threshold": "33.3%", "errors": "5xx",
+            "main": {"slow-call-rate-threshold": 1, "slow-call-duration": "250ms"}},
+        "fallback": {"replay": "failures", "statuses": ["503"], "static": {"body": "sorry"}},
+        "sidecar": {"body": "none", "cache": {"key": ["path"], "ttl": 5}},
+        "state": {"file": "state.json"}
+    })));
+    let shown = &config.effective;
+    for (path, value) in [
+        ("/circuit-breaker/failure-rate-threshold", json!(33.3)),
+        ("/circuit-breaker/slow-call-rate-threshold", json!(0)),
+        ("/circuit-breaker/slow-call-duration", json!(0)),
+        ("/circuit-breaker/minimum-number-of-calls", json!(20)),
+        ("/circuit-breaker/window", json!(30)),
+        ("/circuit-breaker/wait-open", json!(30)),
+        ("/circuit-breaker/max-wait-open", json!(300)),
+        ("/circuit-breaker/permitted-half-open", json!(5)),
+        ("/circuit-breaker/failure", json!("5xx")),
+        ("/circuit-breaker/errors", json!("5xx")),
+        ("/circuit-breaker/main/slow-call-duration", json!("250ms")),
+        ("/circuit-breaker/main/window", json!(30)),
+        ("/fallback/replay", json!("failures")),
+        (
+            "/fallback/methods",
+            json!(["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"]),
+        ),
+        ("/fallback/statuses", json!([503])),
+        ("/fallback/max-body", json!("64KiB")),
+        ("/fallback/budget", json!(20)),
+        ("/fallback/static/status", json!(503)),
+        (
+            "/fallback/static/content-type",
+            json!("text/plain; charset=utf-8"),
+        ),
+        ("/fallback/static/body", json!("sorry")),
+        ("/fallback/static/file", json!("")),
+        ("/sidecar/body", json!("none")),
+        ("/sidecar/cache/key", json!(["path"])),
+        ("/sidecar/cache/ttl", json!(5)),
+        ("/sidecar/cache/max-entries", json!(10_000)),
+        ("/state/file", json!("state.json")),
+    ] {
+        assert_eq!(shown.pointer(path), Some(&value), "{path}");
+    }
+    let again = read(shown.clone());
+    assert_eq!(format!("{again:?}"), format!("{config:?}"));
+}
+
 proptest::proptest! {
     /// Whatever is in the file, reading it ends, with a config or with at least one problem.
     #[test]
@@ -421,13 +977,30 @@ proptest::proptest! {
 
     /// Any value at any known place is either taken or refused at that place.
     #[test]
-    fn no_value_panics(key in 0usize..15, value in "(\\[\\]|\\{\\}|null|true|-?[0-9]{1,25}(\\.[0-9]{1,5})?|\"[a-z:/@?#.0-9 ]{0,20}\")") {
-        let template = serde_json::to_value(Raw::template()).unwrap();
-        let key = template.as_object().unwrap().keys().nth(key).unwrap().clone();
-        let value: Value = serde_json::from_str(&value).unwrap_or(Value::Null);
-        let result = Config::parse("c.json", &with(json!({key: value})).to_string());
+    fn no_value_panics(place in proptest::sample::select(places()), value in "(\\[\\]|\\{\\}|null|true|-?[0-9]{1,25}(\\.[0-9]{1,5})?|\\[?\"[a-z:/@?#.0-9 %]{0,20}\"\\]?)") {
+        let mut file = serde_json::to_value(Raw::template()).unwrap();
+        *file.pointer_mut(&place).unwrap() = serde_json::from_str(&value).unwrap_or(Value::Null);
+        let result = Config::parse("c.json", &file.to_string());
         if let Err(error) = result {
             assert!(!error.problems.is_empty());
         }
     }
+}
+
+/// Every section and every key, as JSON Pointers.
+fn places() -> Vec<String> {
+    fn collect(value: &Value, path: &str, places: &mut Vec<String>) {
+        for (key, value) in value.as_object().into_iter().flatten() {
+            let path = format!("{path}/{key}");
+            collect(value, &path, places);
+            places.push(path);
+        }
+    }
+    let mut places = Vec::new();
+    collect(
+        &serde_json::to_value(Raw::template()).unwrap(),
+        "",
+        &mut places,
+    );
+    places
 }

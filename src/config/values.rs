@@ -25,6 +25,18 @@ pub struct Count(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Flag(pub bool);
 
+/// A share in hundredths of a percent, from 0 to 10,000; a number, or a string, with or without `%`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Percent(pub u32);
+
+/// A list of texts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Texts(pub Vec<String>);
+
+/// A list of whole numbers from 0 up, each as a number or a string.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Counts(pub Vec<u64>);
+
 const SPAN: &str =
     "a duration: seconds as a number, or a string with a unit: \"250ms\", \"5s\", \"2m\", \"1h\"";
 const SIZE: &str =
@@ -32,6 +44,9 @@ const SIZE: &str =
 const PORT: &str = "a TCP port from 1 to 65535, such as 1345 or \"1345\"";
 const COUNT: &str = "a whole number, 0 or more";
 const FLAG: &str = "true or false";
+const PERCENT: &str = "a percentage from 0 to 100 with at most two decimals: 50, 0.25 or \"50%\"";
+const TEXTS: &str = "a list of strings, such as [\"a\", \"b\"]";
+const COUNTS: &str = "a list of whole numbers, such as [502, 503]";
 
 /// The longest duration that is taken: a year. Beyond it somebody meant another unit.
 const MAX_SPAN: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -112,6 +127,50 @@ impl Flag {
     }
 }
 
+impl Percent {
+    /// By its digits: no rounding decides what a limit is.
+    fn parse(value: &Value) -> Option<Percent> {
+        let text = match value {
+            Value::Number(number) => number.to_string(),
+            Value::String(text) => {
+                let text = text.trim();
+                text.strip_suffix('%').unwrap_or(text).trim_end().to_owned()
+            }
+            _ => return None,
+        };
+        let (whole, fraction) = text.split_once('.').unwrap_or((&text, "0"));
+        let all_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        if whole.is_empty() || fraction.is_empty() || !all_digits(whole) || !all_digits(fraction) {
+            return None;
+        }
+        let hundredths = match fraction.trim_end_matches('0') {
+            "" => 0,
+            tenths if tenths.len() == 1 => 10 * tenths.parse::<u32>().ok()?,
+            both if both.len() == 2 => both.parse().ok()?,
+            _ => return None,
+        };
+        let whole = whole.parse::<u32>().ok().filter(|whole| *whole <= 100)?;
+        let percent = Percent(100 * whole + hundredths);
+        (percent.0 <= 10_000).then_some(percent)
+    }
+}
+
+impl Texts {
+    fn parse(value: &Value) -> Option<Texts> {
+        let items = value.as_array()?.iter();
+        let texts: Option<_> = items.map(|item| item.as_str().map(str::to_owned)).collect();
+        texts.map(Texts)
+    }
+}
+
+impl Counts {
+    fn parse(value: &Value) -> Option<Counts> {
+        let items = value.as_array()?.iter();
+        let counts: Option<_> = items.map(|item| Some(Count::parse(item)?.0)).collect();
+        counts.map(Counts)
+    }
+}
+
 fn is_decimal(c: char) -> bool {
     c.is_ascii_digit() || c == '.'
 }
@@ -128,7 +187,7 @@ macro_rules! deserialize_leniently {
         }
     )*};
 }
-deserialize_leniently!(Span: SPAN, Size: SIZE, Port: PORT, Count: COUNT, Flag: FLAG);
+deserialize_leniently!(Span: SPAN, Size: SIZE, Port: PORT, Count: COUNT, Flag: FLAG, Percent: PERCENT, Texts: TEXTS, Counts: COUNTS);
 
 impl Serialize for Span {
     /// Seconds where they are whole, as in old files; otherwise milliseconds with their unit.
@@ -173,6 +232,27 @@ impl Serialize for Count {
 impl Serialize for Flag {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_bool(self.0)
+    }
+}
+
+impl Serialize for Percent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match (self.0 / 100, self.0 % 100) {
+            (whole, 0) => serializer.serialize_u32(whole),
+            _ => serializer.serialize_f64(f64::from(self.0) / 100.0),
+        }
+    }
+}
+
+impl Serialize for Texts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(&self.0)
+    }
+}
+
+impl Serialize for Counts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(&self.0)
     }
 }
 
@@ -251,6 +331,59 @@ mod tests {
     }
 
     #[test]
+    fn percentages_take_hundredths_and_signs() {
+        for (written, hundredths) in [
+            (json!(0), 0),
+            (json!(50), 5_000),
+            (json!(100), 10_000),
+            (json!(0.01), 1),
+            (json!(33.3), 3_330),
+            (json!(99.99), 9_999),
+            (json!(7.0), 700),
+            (json!("50%"), 5_000),
+            (json!(" 0.5 % "), 50),
+            (json!("12.340"), 1_234),
+        ] {
+            let percent = Percent::parse(&written);
+            assert_eq!(percent, Some(Percent(hundredths)), "{written}");
+        }
+        for written in [
+            json!(-1),
+            json!(100.01),
+            json!(101),
+            json!(0.001),
+            json!(1e-7),
+            json!(1e300),
+            json!("half"),
+            json!(""),
+            json!("%"),
+            json!("5%%"),
+            json!("5."),
+            json!(".5"),
+            json!("1.2.3"),
+            json!("+5"),
+            json!("99999999999999999999"),
+            json!(true),
+            json!([5]),
+        ] {
+            assert_eq!(Percent::parse(&written), None, "{written}");
+        }
+    }
+
+    #[test]
+    fn lists_take_what_their_items_take() {
+        let texts = Texts::parse(&json!(["a", ""]));
+        assert_eq!(texts, Some(Texts(vec!["a".into(), "".into()])));
+        assert_eq!(Texts::parse(&json!([])), Some(Texts::default()));
+        assert_eq!(Texts::parse(&json!(["a", 1])), None);
+        assert_eq!(Texts::parse(&json!("a")), None);
+        let counts = Counts::parse(&json!([502, "503"]));
+        assert_eq!(counts, Some(Counts(vec![502, 503])));
+        assert_eq!(Counts::parse(&json!([502, -1])), None);
+        assert_eq!(Counts::parse(&json!({})), None);
+    }
+
+    #[test]
     fn what_is_written_reads_back_as_the_same() {
         for span in [
             Duration::ZERO,
@@ -263,6 +396,14 @@ mod tests {
         for size in [0, 1, 1000, 1 << 10, 3 << 20, 5 << 30] {
             let written = serde_json::to_value(Size(size)).unwrap();
             assert_eq!(Size::parse(&written), Some(Size(size)), "{written}");
+        }
+        for percent in 0..=10_000 {
+            let written = serde_json::to_value(Percent(percent)).unwrap();
+            assert_eq!(
+                Percent::parse(&written),
+                Some(Percent(percent)),
+                "{written}"
+            );
         }
     }
 }

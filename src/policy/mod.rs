@@ -8,7 +8,8 @@
 //!
 //! * which upstream a request is for: [`decide`];
 //! * how many requests or errors the canary may have: [`quota`];
-//! * what counts as a failure: [`outcome`].
+//! * what counts as a failure: [`outcome`];
+//! * when an upstream gets no requests for a while: [`breaker`].
 //!
 //! Every value that becomes a metric label or a branch is a closed enum: [`Target`],
 //! [`Reason`], [`Outcome`], [`FailureKind`].
@@ -20,7 +21,7 @@ pub mod quota;
 pub mod window;
 
 pub use decide::{Decision, Facts, LimitsSpent, Reason, Rules, SidecarAnswer, SidecarStatuses};
-pub use outcome::{FailureKind, FallbackOutcome, Outcome};
+pub use outcome::{FailureKind, FailureRule, FallbackOutcome, Outcome};
 
 /// One of the two upstreams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

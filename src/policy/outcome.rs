@@ -28,6 +28,30 @@ impl Outcome {
     }
 }
 
+/// Which statuses are failures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FailureRule {
+    /// `"5xx"`: what the server itself calls its fault. From 600 up, which no status may be, is one
+    /// too (RFC 9110 section 15).
+    ServerError,
+    /// `"non-2xx"`: [`Outcome::of_status`].
+    NotSuccess,
+}
+
+impl FailureRule {
+    /// What the status code of a response head says; `101` is neutral.
+    pub const fn of_status(self, status: u16) -> Outcome {
+        match self {
+            FailureRule::NotSuccess => Outcome::of_status(status),
+            FailureRule::ServerError => match status {
+                101 => Outcome::Ignored,
+                500.. => Outcome::Failure,
+                _ => Outcome::Success,
+            },
+        }
+    }
+}
+
 /// What went wrong with an upstream: the closed set behind the `kind` label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FailureKind {
@@ -137,6 +161,21 @@ mod tests {
                 _ => Outcome::Failure,
             };
             assert_eq!(Outcome::of_status(status), expected, "{status}");
+        }
+    }
+
+    #[test]
+    fn the_rules_differ_in_what_is_neither_2xx_nor_5xx() {
+        for status in 100..=999 {
+            let strict = FailureRule::NotSuccess.of_status(status);
+            assert_eq!(strict, Outcome::of_status(status), "{status}");
+            let expected = match status {
+                101 => Outcome::Ignored,
+                s if s >= 500 => Outcome::Failure,
+                _ => Outcome::Success,
+            };
+            let lenient = FailureRule::ServerError.of_status(status);
+            assert_eq!(lenient, expected, "{status}");
         }
     }
 

@@ -75,8 +75,10 @@ impl Exchange<'_> {
         if let RequestError::Upstream(error) = &unanswered.error {
             record.failed(target, error);
         }
-        match (target, self.config.replay, unanswered.unsent) {
-            (Target::Canary, Replay::Connect, Some(unsent)) => self.fall_back(unsent, record).await,
+        match (target, self.config.fallback.replay, unanswered.unsent) {
+            (Target::Canary, Replay::Connect | Replay::Failures, Some(unsent)) => {
+                self.fall_back(unsent, record).await
+            }
             _ => Err(unanswered.error),
         }
     }

@@ -186,7 +186,11 @@ mod tests {
     use super::*;
 
     fn limits(requests: Option<u64>, errors: Option<u32>) -> Arc<Admission> {
-        Admission::new(Limits { requests, errors })
+        Admission::new(Limits {
+            requests,
+            errors,
+            ..Limits::default()
+        })
     }
 
     #[test]
