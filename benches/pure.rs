@@ -6,16 +6,18 @@
 // `criterion_group!` makes public functions without a word about them.
 #![allow(missing_docs)]
 
-use std::hint::black_box;
+use std::{hint::black_box, time::Duration};
 
 use canary_router::{
-    config::{Config, Limits},
+    config::{Breaker, Breakers, Config, Limits},
     policy::{
-        Facts, LimitsSpent, Outcome, Reason, Rules, SidecarAnswer, SidecarStatuses, Target,
+        Barriers, Facts, FailureRule, Outcome, Reason, Refusal, Rules, SidecarAnswer,
+        SidecarStatuses, Target,
+        breaker::{Rate, Settings},
         decide::{after_sidecar, decide, forced_by_header},
         quota::{ErrorQuota, take_token},
     },
-    state::Admission,
+    state::{Admission, admission::Terms},
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
@@ -29,8 +31,12 @@ fn decisions(criterion: &mut Criterion) {
     for forced in [None, Some(Target::Main), Some(Target::Canary)] {
         for (requests, errors) in [(false, false), (false, true), (true, false), (true, true)] {
             for sidecar in [None, Some(SidecarStatuses::default())] {
-                let limits = LimitsSpent { requests, errors };
-                table.push((Facts { forced, limits }, Rules { sidecar }));
+                let barriers = Barriers {
+                    requests,
+                    errors,
+                    breaker: false,
+                };
+                table.push((Facts { forced, barriers }, Rules { sidecar }));
             }
         }
     }
@@ -67,7 +73,7 @@ fn decisions(criterion: &mut Criterion) {
     group.bench_function("demoted", |bencher| {
         bencher.iter(|| {
             for reason in Reason::ALL {
-                black_box(black_box(reason).demoted());
+                black_box(black_box(reason).demoted(Refusal::Limit));
             }
         });
     });
@@ -95,33 +101,55 @@ fn quotas(criterion: &mut Criterion) {
 /// workers.
 fn admissions(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("admission");
-    for (name, requests, errors) in [
-        ("limits off", None, None),
-        ("both limits", Some(u64::MAX), Some(u32::MAX)),
-    ] {
-        let admission = Admission::new(Limits {
+    let now = || Duration::ZERO;
+    let terms = |requests, errors, canary| Terms {
+        limits: Limits {
             requests,
             errors,
             ..Limits::default()
-        });
+        },
+        breakers: Breakers { canary, main: None },
+        repeats: Rate(2_000),
+    };
+    let breaker = Breaker {
+        settings: Settings {
+            failure_rate: Some(Rate(5_000)),
+            slow_calls: None,
+            failures_in_a_row: None,
+            minimum_calls: 20,
+            window: Duration::from_secs(30),
+            wait_open: Duration::from_secs(30),
+            max_wait_open: Duration::from_secs(300),
+            permitted_half_open: 5,
+        },
+        failure: FailureRule::ServerError,
+    };
+    for (name, requests, errors, canary) in [
+        ("all off", None, None, None),
+        ("both limits", Some(u64::MAX), Some(u32::MAX), None),
+        (
+            "limits and breaker",
+            Some(u64::MAX),
+            Some(u32::MAX),
+            Some(breaker),
+        ),
+    ] {
+        let admission = Admission::new(terms(requests, errors, canary), now());
         group.bench_function(format!("admit and settle, {name}"), |bencher| {
             bencher.iter(|| {
-                if let Some(permit) = admission.admit() {
-                    permit.settle(black_box(Outcome::Success));
+                if let Ok(mut permit) = admission.admit(now) {
+                    permit.answered(black_box(200), now(), now(), 0.0);
+                    permit.completed(now(), 0.0);
                 }
             });
         });
-        group.bench_function(format!("spent, {name}"), |bencher| {
-            bencher.iter(|| black_box(&admission).spent());
+        group.bench_function(format!("barriers, {name}"), |bencher| {
+            bencher.iter(|| black_box(&admission).barriers(now));
         });
     }
-    let spent = Admission::new(Limits {
-        requests: Some(0),
-        errors: Some(10),
-        ..Limits::default()
-    });
+    let spent = Admission::new(terms(Some(0), Some(10), None), now());
     group.bench_function("admit, refused", |bencher| {
-        bencher.iter(|| spent.admit().is_none());
+        bencher.iter(|| spent.admit(now).is_err());
     });
 }
 

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
-    sync::Arc,
+    sync::{Arc, mpsc as std_mpsc},
     thread,
     time::Duration,
 };
@@ -11,14 +11,21 @@ use std::{
 use tokio::sync::{mpsc, watch};
 
 use crate::{
+    clock,
     config::{Config, Listen},
-    control::{self, Control},
+    control::{
+        self, Control,
+        keeper::{Keeper, StateError, Writer},
+    },
     proxy::{
+        answers::Answers,
         connect::{TlsError, TlsSettings},
         listener,
         worker::{self, Run, Setup, Shared},
     },
-    state::{Admission, Lifecycle, Phase, Published, Snapshot, Tally},
+    state::{
+        Admission, Durability, Lifecycle, Phase, Published, Snapshot, Tally, admission::Terms,
+    },
 };
 
 /// Everything that can fail has been done: the sockets are bound.
@@ -27,6 +34,7 @@ pub struct App {
     proxy: Vec<TcpListener>,
     instrumentation: Option<TcpListener>,
     tls: TlsSettings,
+    keeper: Option<Keeper>,
 }
 
 /// Why the process cannot start.
@@ -47,6 +55,9 @@ pub enum StartError {
     /// TLS towards upstreams cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// What an earlier process has left cannot be used.
+    #[error("/state/file: {0}")]
+    State(StateError),
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
@@ -70,6 +81,8 @@ pub struct Running {
     run: watch::Sender<Run>,
     lifecycle: Arc<Lifecycle>,
     stop_control: watch::Sender<bool>,
+    /// Closed, the state is written for the last time.
+    stop_keeper: Option<std_mpsc::Sender<()>>,
     ended: mpsc::UnboundedReceiver<Result<(), String>>,
     workers: usize,
     threads: usize,
@@ -85,6 +98,10 @@ impl App {
     /// What keeps the process from starting.
     pub fn bind(config: Config) -> Result<App, StartError> {
         let tls = TlsSettings::new(&config)?;
+        let keeper = match &config.state {
+            Some(state) => Some(Keeper::open(&state.path).map_err(StartError::State)?),
+            None => None,
+        };
         let workers = match config.server.workers {
             0 => thread::available_parallelism().map_or(1, Into::into),
             workers => workers,
@@ -105,6 +122,7 @@ impl App {
             proxy,
             instrumentation,
             tls,
+            keeper,
         })
     }
 
@@ -113,7 +131,18 @@ impl App {
     /// # Errors
     /// The system gives us no thread, or no longer knows our sockets.
     pub fn start(self) -> Result<Running, StartError> {
-        let admission = Admission::new(self.snapshot.config.limits);
+        let now = clock::uptime();
+        let config = &self.snapshot.config;
+        let terms = Terms::of(config);
+        let admission = match &self.keeper {
+            Some(keeper) => Admission::restore(terms, &keeper.kept().restored, now),
+            None => Admission::new(terms, now),
+        };
+        let cache = config
+            .sidecar
+            .as_ref()
+            .and_then(|sidecar| sidecar.cache.as_ref());
+        let answers = cache.map(Answers::new);
         let published = Published::new(self.snapshot);
         let lifecycle = Arc::new(Lifecycle::default());
         let (run, watching) = watch::channel(Run::On);
@@ -126,10 +155,23 @@ impl App {
             None => None,
         };
 
+        let durability = self.keeper.as_ref().map(|_| Arc::<Durability>::default());
+        let stop_keeper = match (self.keeper, &durability) {
+            (Some(keeper), Some(durability)) => {
+                let writer = keeper.start(terms, Arc::clone(&admission), Arc::clone(durability));
+                let report = EndReport {
+                    who: "state",
+                    report: Some(report.clone()),
+                };
+                Some(keep(writer, report)?)
+            }
+            _ => None,
+        };
         let mut tallies = Vec::with_capacity(workers);
         let shared = Shared {
             published: Arc::clone(&published),
             admission: Arc::clone(&admission),
+            answers,
             tls: self.tls,
             workers,
         };
@@ -150,13 +192,16 @@ impl App {
                 report.send(worker::run(setup))
             })?;
         }
-        let threads = workers + usize::from(self.instrumentation.is_some());
+        let threads = workers
+            + usize::from(self.instrumentation.is_some())
+            + usize::from(stop_keeper.is_some());
         if let Some(listener) = self.instrumentation {
             let lifecycle = Arc::clone(&lifecycle);
             let control = Control {
                 published,
                 admission,
                 tallies,
+                durability,
                 lifecycle,
             };
             let report = EndReport {
@@ -172,6 +217,7 @@ impl App {
             run,
             lifecycle,
             stop_control,
+            stop_keeper,
             ended,
             workers,
             threads,
@@ -212,12 +258,23 @@ impl Running {
                 None => break,
             }
             if self.gone == self.workers {
-                // Health says "draining" up to here.
+                // Health says "draining" up to here, and up to here something may be counted.
                 self.stop_control.send_replace(true);
+                self.stop_keeper = None;
             }
         }
         Ok(())
     }
+}
+
+/// Goes on writing the state on a thread of its own, until what this gives back is dropped.
+fn keep(writer: Writer, report: EndReport) -> Result<std_mpsc::Sender<()>, StartError> {
+    let (stop, stopped) = std_mpsc::channel();
+    spawn("state", move || {
+        writer.run(&stopped);
+        report.send(Ok(()));
+    })?;
+    Ok(stop)
 }
 
 /// Reports the end of a thread, however it ends.

@@ -5,7 +5,8 @@
 
 use std::{
     cell::Cell,
-    time::{Instant, SystemTime},
+    sync::LazyLock,
+    time::{Duration, Instant, SystemTime},
 };
 
 thread_local! {
@@ -26,6 +27,18 @@ pub fn now() -> Instant {
 pub fn recent() -> Instant {
     READ.get().unwrap_or_else(now)
 }
+
+/// A moment as the time since the first one that was asked for: what policy and state go by.
+pub fn moment(instant: Instant) -> Duration {
+    instant.saturating_duration_since(*START)
+}
+
+/// This moment; see [`moment`].
+pub fn uptime() -> Duration {
+    moment(now())
+}
+
+static START: LazyLock<Instant> = LazyLock::new(now);
 
 /// The wall-clock time, for log lines only.
 #[allow(clippy::disallowed_methods)]

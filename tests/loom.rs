@@ -9,26 +9,131 @@
 use std::{sync::Arc, time::Duration};
 
 use canary_router::{
-    config::Limits,
-    policy::{Outcome, Reason},
-    state::{Admission, Tally, admission::Remaining, tally::Totals},
+    config::{Breaker, Breakers, Limits},
+    policy::{
+        FailureRule, Outcome, Reason, Target,
+        breaker::{Rate, Settings, State},
+    },
+    state::{
+        Admission, Permit, Tally,
+        admission::{Remaining, Terms, Used},
+        tally::Totals,
+    },
 };
 use loom::thread;
 
+const NOW: Duration = Duration::ZERO;
+/// When an open breaker may be probed.
+const LATER: Duration = Duration::from_secs(100);
+
 fn admission(requests: Option<u64>, errors: Option<u32>) -> Arc<Admission> {
-    Admission::new(Limits {
-        requests,
-        errors,
-        ..Limits::default()
-    })
+    with_breaker(requests, errors, None)
+}
+
+fn with_breaker(
+    requests: Option<u64>,
+    errors: Option<u32>,
+    canary: Option<Breaker>,
+) -> Arc<Admission> {
+    let terms = Terms {
+        limits: Limits {
+            requests,
+            errors,
+            ..Limits::default()
+        },
+        breakers: Breakers { canary, main: None },
+        repeats: Rate(2_000),
+    };
+    Admission::new(terms, NOW)
+}
+
+/// Opens at the first failure, closes after one good probe.
+fn breaker() -> Breaker {
+    Breaker {
+        settings: Settings {
+            failure_rate: Some(Rate(5_000)),
+            slow_calls: None,
+            failures_in_a_row: None,
+            minimum_calls: 1,
+            window: Duration::from_secs(10),
+            wait_open: Duration::from_secs(30),
+            max_wait_open: Duration::from_secs(300),
+            permitted_half_open: 1,
+        },
+        failure: FailureRule::ServerError,
+    }
+}
+
+fn settle(mut permit: Permit, outcome: Outcome, now: Duration) {
+    match outcome {
+        Outcome::Success => permit.completed(now, 0.0),
+        Outcome::Failure => permit.failed(NOW, now, 0.0),
+        Outcome::Ignored => drop(permit),
+    }
 }
 
 /// Admits, and ends with `outcome`; true if it was admitted.
 fn attempt(admission: &Arc<Admission>, outcome: Outcome) -> bool {
-    admission
-        .admit()
-        .map(|permit| permit.settle(outcome))
-        .is_some()
+    attempt_at(admission, outcome, NOW)
+}
+
+fn attempt_at(admission: &Arc<Admission>, outcome: Outcome, now: Duration) -> bool {
+    let permit = admission.admit(|| now);
+    permit.map(|permit| settle(permit, outcome, now)).is_ok()
+}
+
+fn state(admission: &Admission) -> State {
+    let gate = admission.gate(Target::Canary).unwrap();
+    gate.with(|breaker| breaker.state())
+}
+
+#[test]
+fn half_open_lets_one_probe_through_at_a_time_in_any_interleaving() {
+    loom::model(|| {
+        let admission = with_breaker(None, None, Some(breaker()));
+        assert!(attempt(&admission, Outcome::Failure));
+        let threads: Vec<_> = (0..2)
+            .map(|_| {
+                let admission = Arc::clone(&admission);
+                thread::spawn(move || admission.admit(|| LATER).ok())
+            })
+            .collect();
+        let probes: Vec<_> = threads
+            .into_iter()
+            .filter_map(|thread| thread.join().unwrap())
+            .collect();
+        assert_eq!(probes.len(), 1);
+        assert_eq!(state(&admission), State::HalfOpen);
+        drop(probes);
+        assert!(admission.admit(|| LATER).is_ok(), "its place is free again");
+    });
+}
+
+#[test]
+fn whoever_is_let_through_beside_an_opening_breaker_changes_nothing_later() {
+    loom::model(|| {
+        let admission = with_breaker(None, Some(3), Some(breaker()));
+        let other = Arc::clone(&admission);
+        let thread = thread::spawn(move || attempt(&other, Outcome::Failure));
+        let late = admission.admit(|| NOW).ok();
+        assert!(thread.join().unwrap());
+        assert_eq!(state(&admission), State::Open);
+        let probed = admission.admit(|| LATER).unwrap();
+        let let_through = late.is_some();
+        if let Some(late) = late {
+            settle(late, Outcome::Failure, LATER);
+        }
+        assert_eq!(
+            state(&admission),
+            State::HalfOpen,
+            "a late failure opens nothing"
+        );
+        settle(probed, Outcome::Success, LATER);
+        assert_eq!(state(&admission), State::Closed);
+        // The limit counts it all the same.
+        let left = 3 - 1 - u64::from(let_through);
+        assert_eq!(admission.remaining().errors, Some(left));
+    });
 }
 
 #[test]
@@ -46,7 +151,7 @@ fn no_interleaving_of_failures_overshoots_the_error_limit() {
             failed += u32::from(thread.join().unwrap());
         }
         assert_eq!(failed, 1);
-        assert!(admission.spent().errors);
+        assert!(admission.barriers(|| NOW).errors);
     });
 }
 
@@ -55,7 +160,7 @@ fn a_reservation_that_is_dropped_is_there_again() {
     loom::model(|| {
         let admission = admission(None, Some(2));
         let other = Arc::clone(&admission);
-        let thread = thread::spawn(move || drop(other.admit()));
+        let thread = thread::spawn(move || drop(other.admit(|| NOW)));
         let failed = attempt(&admission, Outcome::Failure);
         thread.join().unwrap();
         assert!(
@@ -90,14 +195,34 @@ fn a_forced_failure_is_charged_beside_any_chosen_request() {
     loom::model(|| {
         let admission = admission(None, Some(1));
         let other = Arc::clone(&admission);
-        let thread = thread::spawn(move || other.admit_forced().settle(Outcome::Failure));
+        let thread = thread::spawn(move || settle(other.admit_forced(), Outcome::Failure, NOW));
         let chosen = attempt(&admission, Outcome::Success);
         thread.join().unwrap();
         // The chosen one came before or after; the forced failure is charged either way.
         let _either = chosen;
-        assert!(admission.spent().errors);
+        assert!(admission.barriers(|| NOW).errors);
         assert_eq!(admission.remaining().errors, Some(0));
-        assert!(admission.admit().is_none());
+        assert!(admission.admit(|| NOW).is_err());
+    });
+}
+
+#[test]
+fn nobody_gets_past_a_ceiling_that_was_lowered_and_written() {
+    loom::model(|| {
+        let admission = admission(Some(9), Some(9));
+        admission.set_ceiling(Used {
+            requests: 2,
+            errors: 2,
+        });
+        let other = Arc::clone(&admission);
+        let thread = thread::spawn(move || other.admit(|| NOW).ok());
+        // As the ledger lowers it: what is used by then is written, and a crash leaves that.
+        let written = admission.lower_ceiling(Used::default());
+        let permit = thread.join().unwrap();
+        let used = admission.used();
+        assert!(used.requests <= written.requests, "{used:?} {written:?}");
+        assert!(used.errors <= written.errors, "{used:?} {written:?}");
+        drop(permit);
     });
 }
 

@@ -109,6 +109,7 @@ fn breaker(raw: &RawBreaker, path: &str, problems: &mut Problems) -> Option<Brea
         settings: Settings {
             failure_rate,
             slow_calls,
+            failures_in_a_row: None,
             minimum_calls,
             window,
             wait_open,

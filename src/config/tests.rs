@@ -446,6 +446,7 @@ fn the_breakers_of_both_targets_are_read() {
                     rate: breaker::Rate(25),
                     duration: Duration::from_millis(500)
                 }),
+                failures_in_a_row: None,
                 minimum_calls: 1,
                 window: seconds(3600),
                 wait_open: Duration::from_millis(1),
@@ -458,6 +459,7 @@ fn the_breakers_of_both_targets_are_read() {
     let with_defaults = breaker::Settings {
         failure_rate: Some(breaker::Rate(10_000)),
         slow_calls: None,
+        failures_in_a_row: None,
         minimum_calls: 20,
         window: seconds(30),
         wait_open: seconds(30),

@@ -23,10 +23,9 @@ impl Admin {
     /// # Errors
     /// The metrics cannot be registered: two of them have the same name.
     pub fn new(control: Control) -> Result<Admin, prometheus::Error> {
-        let readiness = Readiness::new(control.published.clone(), control.lifecycle.clone());
         Ok(Admin {
+            readiness: Readiness::new(&control),
             exposition: Exposition::new(control)?,
-            readiness,
         })
     }
 

@@ -15,10 +15,13 @@ use prometheus::{
 use super::Control;
 use crate::{
     VERSION,
-    policy::{FailureKind, FallbackOutcome, Reason, SidecarStatuses, Target},
+    policy::{
+        CacheResult, FailureKind, Fallback, Reason, SidecarResult, SidecarStatuses, Target,
+        breaker::{State, Transitions},
+    },
     state::{
-        Admission, Published, Tally,
-        tally::{LATENCY_BOUNDS_MS, LatencyTotals, Totals},
+        Admission, Durability, Gate, Published, Tally,
+        tally::{LATENCY_BOUNDS_MS, LatencyTotals, SIDECAR_BOUNDS_US, Totals},
     },
 };
 
@@ -34,6 +37,7 @@ impl Exposition {
             published: control.published,
             admission: control.admission,
             tallies: control.tallies,
+            durability: control.durability,
             desc: Desc::new(
                 "canary_router".into(),
                 "All metrics of the router".into(),
@@ -61,6 +65,7 @@ struct Families {
     published: Arc<Published>,
     admission: Arc<Admission>,
     tallies: Vec<Arc<Tally>>,
+    durability: Option<Arc<Durability>>,
     desc: Desc,
 }
 
@@ -80,6 +85,9 @@ impl Collector for Families {
             request_latency(&totals),
             upstream_failures(&totals),
             fallbacks(&totals),
+            sidecar_results(&totals),
+            sidecar_duration(&totals),
+            sidecar_cache(&totals),
             family(
                 "canary_router_build_info",
                 "What is running; the value is always 1",
@@ -87,6 +95,8 @@ impl Collector for Families {
                 vec![gauge(&[("version", VERSION)], 1.0)],
             ),
         ];
+        families.extend(breakers(&self.admission));
+        families.extend(self.durability.as_deref().map(state_writes));
         let remaining = self.admission.remaining();
         for (name, help, left) in [
             (
@@ -135,7 +145,8 @@ fn request_latency(totals: &Totals) -> MetricFamily {
     let series = Target::ALL.iter().map(|target| {
         let labels = [("target", target.label()), ("version", VERSION)];
         let mut metric = labelled(&labels);
-        metric.set_histogram(histogram(&totals.latency[target.index()]));
+        let bounds = LATENCY_BOUNDS_MS.iter().map(|ms| f64::from(*ms));
+        metric.set_histogram(histogram(&totals.latency[target.index()], bounds, 1e3));
         metric
     });
     family(
@@ -146,11 +157,15 @@ fn request_latency(totals: &Totals) -> MetricFamily {
     )
 }
 
-fn histogram(latency: &LatencyTotals) -> Histogram {
+/// `unit_us` is the unit of the metric in microseconds.
+fn histogram(
+    latency: &LatencyTotals,
+    bounds: impl Iterator<Item = f64>,
+    unit_us: f64,
+) -> Histogram {
     let mut cumulative = 0;
-    let buckets = LATENCY_BOUNDS_MS
-        .iter()
-        .map(|bound| Some(f64::from(*bound)))
+    let buckets = bounds
+        .map(Some)
         .chain([None])
         .zip(&latency.buckets)
         .filter_map(|(bound, count)| {
@@ -167,7 +182,7 @@ fn histogram(latency: &LatencyTotals) -> Histogram {
     let mut histogram = Histogram::default();
     histogram.set_bucket(buckets);
     histogram.set_sample_count(cumulative);
-    histogram.set_sample_sum(latency.sum_us as f64 / 1000.0);
+    histogram.set_sample_sum(latency.sum_us as f64 / unit_us);
     histogram
 }
 
@@ -187,19 +202,112 @@ fn upstream_failures(totals: &Totals) -> MetricFamily {
 }
 
 fn fallbacks(totals: &Totals) -> MetricFamily {
-    let series = FallbackOutcome::ALL.iter().map(|outcome| {
-        let labels = [
-            ("from", "canary"),
-            ("outcome", outcome.label()),
-            ("to", "main"),
-        ];
-        counter(&labels, totals.fallbacks[outcome.index()])
+    let series = Fallback::ALL.iter().map(|fallback| {
+        let [from, to, outcome] = fallback.labels();
+        let labels = [("from", from), ("outcome", outcome), ("to", to)];
+        counter(&labels, totals.fallbacks[fallback.index()])
     });
     family(
         "canary_router_fallbacks_total",
-        "Requests for one upstream that were sent to the other one instead",
+        "Requests for one upstream that were answered by the other one, or by the static answer, \
+         instead, or were to be",
         MetricType::COUNTER,
         series.collect(),
+    )
+}
+
+fn sidecar_results(totals: &Totals) -> MetricFamily {
+    let series = SidecarResult::ALL.iter().map(|result| {
+        counter(
+            &[("result", result.label())],
+            totals.sidecar_results[result.index()],
+        )
+    });
+    family(
+        "canary_router_sidecar_results_total",
+        "Questions to the sidecar by what came of them; answers from the cache are not among them",
+        MetricType::COUNTER,
+        series.collect(),
+    )
+}
+
+fn sidecar_duration(totals: &Totals) -> MetricFamily {
+    let bounds = SIDECAR_BOUNDS_US.iter().map(|us| *us as f64 / 1e6);
+    let mut metric = Metric::default();
+    metric.set_histogram(histogram(&totals.sidecar, bounds, 1e6));
+    family(
+        "canary_router_sidecar_duration_seconds",
+        "How long the sidecar took to answer, or to fail",
+        MetricType::HISTOGRAM,
+        vec![metric],
+    )
+}
+
+fn sidecar_cache(totals: &Totals) -> MetricFamily {
+    let series = CacheResult::ALL.iter().map(|result| {
+        counter(
+            &[("result", result.label())],
+            totals.cache_results[result.index()],
+        )
+    });
+    family(
+        "canary_router_sidecar_cache_total",
+        "Looks into the sidecar's cache",
+        MetricType::COUNTER,
+        series.collect(),
+    )
+}
+
+/// State and transitions of all breakers. One that is off is closed for ever.
+fn breakers(admission: &Admission) -> [MetricFamily; 2] {
+    let (mut states, mut transitions) = (Vec::new(), Vec::new());
+    let gates = [
+        ("canary", admission.gate(Target::Canary)),
+        ("main", admission.gate(Target::Main)),
+        ("sidecar", Some(admission.sidecar())),
+    ];
+    for (target, gate) in gates {
+        let look = |gate: &Gate| gate.with(|breaker| (breaker.state(), *breaker.transitions()));
+        let (current, counts) = gate.map_or((State::Closed, Transitions::default()), look);
+        for state in State::ALL {
+            let labels = [("state", state.label()), ("target", target)];
+            states.push(gauge(&labels, f64::from(u8::from(state == current))));
+        }
+        for (from, to) in State::TRANSITIONS {
+            let labels = [
+                ("from", from.label()),
+                ("target", target),
+                ("to", to.label()),
+            ];
+            transitions.push(counter(&labels, counts[from.index()][to.index()]));
+        }
+    }
+    [
+        family(
+            "canary_router_breaker_state",
+            "1 for the state that the circuit breaker is in, 0 for the others",
+            MetricType::GAUGE,
+            states,
+        ),
+        family(
+            "canary_router_breaker_transitions_total",
+            "Changes of state of the circuit breaker",
+            MetricType::COUNTER,
+            transitions,
+        ),
+    ]
+}
+
+fn state_writes(durability: &Durability) -> MetricFamily {
+    let writes = durability.writes();
+    family(
+        "canary_router_state_writes_total",
+        "Attempts to write the state file",
+        MetricType::COUNTER,
+        vec![
+            counter(&[("result", "failed")], writes.failed),
+            counter(&[("result", "succeeded")], writes.succeeded),
+        ],
     )
 }
 

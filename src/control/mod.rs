@@ -2,6 +2,7 @@
 //! readiness probe, and a slow scraper never holds up a request.
 
 pub mod admin;
+pub mod keeper;
 pub mod metrics;
 pub mod readiness;
 
@@ -17,7 +18,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use crate::state::{Admission, Lifecycle, Published, Tally};
+use crate::state::{Admission, Durability, Lifecycle, Published, Tally};
 
 /// How many clients of the instrumentation port are served at a time.
 const MAX_CONNECTIONS: usize = 64;
@@ -28,10 +29,12 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Control {
     /// The configuration in force.
     pub published: Arc<Published>,
-    /// The canary's budgets.
+    /// Limits and breakers.
     pub admission: Arc<Admission>,
     /// What each worker counts.
     pub tallies: Vec<Arc<Tally>>,
+    /// How writing the state file goes, if there is one.
+    pub durability: Option<Arc<Durability>>,
     /// Where the process stands.
     pub lifecycle: Arc<Lifecycle>,
 }

@@ -1,6 +1,7 @@
 //! Whether this process should be sent traffic.
 
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,8 +12,10 @@ use tokio::{net::TcpStream, sync::Mutex, time::timeout};
 use crate::{
     clock,
     config::Upstream,
-    state::{Lifecycle, Phase, Published},
+    state::{Durability, Lifecycle, Phase, Published},
 };
+
+use super::Control;
 
 /// Probes come from many places at once; the targets are asked this often at most.
 const FRESH: Duration = Duration::from_secs(1);
@@ -23,6 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub struct Readiness {
     published: Arc<Published>,
     lifecycle: Arc<Lifecycle>,
+    state: Option<(PathBuf, Arc<Durability>)>,
     last: Mutex<Option<(Instant, Reach)>>,
 }
 
@@ -40,34 +44,48 @@ pub struct Report {
     pub ready: bool,
     phase: Phase,
     reach: Option<Reach>,
+    state: Option<StateFile>,
+}
+
+/// How the state file is: said, but no reason to send traffic elsewhere.
+#[derive(Debug)]
+struct StateFile {
+    file: PathBuf,
+    /// Why it could not be written the last time, if it could not.
+    failure: Option<String>,
 }
 
 impl Readiness {
     /// Looks at the shared state, and at the targets of the configuration in force.
-    pub fn new(published: Arc<Published>, lifecycle: Arc<Lifecycle>) -> Readiness {
+    pub fn new(control: &Control) -> Readiness {
+        let file = control.published.load().config.state.clone();
         Readiness {
-            published,
-            lifecycle,
+            published: Arc::clone(&control.published),
+            lifecycle: Arc::clone(&control.lifecycle),
+            state: file
+                .map(|file| file.path)
+                .zip(control.durability.as_ref().map(Arc::clone)),
             last: Mutex::new(None),
         }
     }
 
     /// Not ready while starting or draining, or while neither target can be connected to: with one
-    /// of them there is still an answer for every request.
+    /// of them there is still an answer for every request. A state file that cannot be written takes
+    /// nothing away from clients, and its disk is often every instance's.
     pub async fn report(&self) -> Report {
         let phase = self.lifecycle.phase();
-        if phase != Phase::Serving {
-            return Report {
-                ready: false,
-                phase,
-                reach: None,
-            };
-        }
-        let reach = self.reach().await;
+        let reach = match phase {
+            Phase::Serving => Some(self.reach().await),
+            Phase::Starting | Phase::Draining => None,
+        };
         Report {
-            ready: reach.main || reach.canary,
+            ready: reach.is_some_and(|reach| reach.main || reach.canary),
             phase,
-            reach: Some(reach),
+            reach,
+            state: self.state.as_ref().map(|(file, durability)| StateFile {
+                file: file.clone(),
+                failure: durability.writes().failure,
+            }),
         }
     }
 
@@ -104,11 +122,18 @@ impl Report {
             (Phase::Serving, true) => "ready",
             (Phase::Serving, false) => "neither target can be reached",
         };
-        match self.reach {
-            None => json!({"status": status}),
-            Some(Reach { main, canary }) => {
-                json!({"status": status, "main": word(main), "canary": word(canary)})
-            }
+        let mut body = json!({"status": status});
+        if let Some(Reach { main, canary }) = self.reach {
+            body["main"] = word(main).into();
+            body["canary"] = word(canary).into();
         }
+        if let Some(StateFile { file, failure }) = &self.state {
+            let file = file.display().to_string();
+            body["state"] = match failure {
+                None => json!({"file": file, "written": true}),
+                Some(error) => json!({"file": file, "written": false, "error": error}),
+            };
+        }
+        body
     }
 }

@@ -9,7 +9,7 @@
 //! It keeps:
 //! * there are never more probes in flight than `permitted_half_open`, and none is lost: each ends by
 //!   its ticket;
-//! * below `minimum_calls` in the window it does not open;
+//! * below `minimum_calls` in the window no share opens it;
 //! * while open it lets nobody through before its time.
 
 use std::time::Duration;
@@ -23,7 +23,9 @@ pub struct Settings {
     pub failure_rate: Option<Rate>,
     /// The share of slow calls in the window that opens it.
     pub slow_calls: Option<SlowCalls>,
-    /// With fewer calls than this in the window it does not open; at least 1.
+    /// So many failures without a success between open it, whatever else is in the window.
+    pub failures_in_a_row: Option<u32>,
+    /// With fewer calls than this in the window no share opens it; at least 1.
     pub minimum_calls: u32,
     /// How far back it looks.
     pub window: Duration,
@@ -49,8 +51,13 @@ pub struct SlowCalls {
 pub struct Rate(pub u32);
 
 impl Rate {
-    fn is_reached(self, part: u32, of: u32) -> bool {
-        u64::from(part) * 10_000 >= u64::from(self.0) * u64::from(of)
+    /// Whether `part` is no more than this share of `of`.
+    pub fn has_room(self, part: u64, of: u64) -> bool {
+        part * 10_000 <= u64::from(self.0) * of
+    }
+
+    fn is_reached(self, part: u64, of: u64) -> bool {
+        part * 10_000 >= u64::from(self.0) * of
     }
 }
 
@@ -68,6 +75,15 @@ pub enum State {
 impl State {
     /// All of them, in the order of [`State::index`].
     pub const ALL: [State; 3] = [State::Closed, State::Open, State::HalfOpen];
+
+    /// All changes from one to another that there are. An operator can close it from the other two.
+    pub const TRANSITIONS: [(State, State); 5] = [
+        (State::Closed, State::Open),
+        (State::Open, State::HalfOpen),
+        (State::Open, State::Closed),
+        (State::HalfOpen, State::Open),
+        (State::HalfOpen, State::Closed),
+    ];
 
     /// A dense index.
     pub const fn index(self) -> usize {
@@ -89,6 +105,8 @@ impl State {
 pub struct Breaker {
     settings: Settings,
     phase: Phase,
+    /// The calls of this closed spell, or of the last one.
+    window: Window,
     generation: u64,
     /// How often it has opened without a closed spell between that was as long as the wait.
     openings: u32,
@@ -97,9 +115,17 @@ pub struct Breaker {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Phase {
-    Closed { since: Duration, window: Window },
-    Open { until: Duration },
-    HalfOpen { in_flight: u32, succeeded: u32 },
+    Closed {
+        since: Duration,
+        failures_in_a_row: u32,
+    },
+    Open {
+        until: Duration,
+    },
+    HalfOpen {
+        in_flight: u32,
+        succeeded: u32,
+    },
 }
 
 /// How often each change of state has happened, by [`State::index`] of where from and where to.
@@ -111,6 +137,21 @@ pub type Transitions = [[u64; State::ALL.len()]; State::ALL.len()];
 pub struct Ticket {
     generation: u64,
     is_probe: bool,
+}
+
+impl Ticket {
+    /// For a call that is no probe: all that there are while the breaker is closed.
+    pub const fn ordinary(generation: u64) -> Ticket {
+        Ticket {
+            generation,
+            is_probe: false,
+        }
+    }
+
+    /// Whether it is for one of the few calls of a half-open breaker.
+    pub const fn is_probe(self) -> bool {
+        self.is_probe
+    }
 }
 
 /// No call now.
@@ -134,7 +175,8 @@ impl Breaker {
     pub fn new(settings: Settings, now: Duration) -> Breaker {
         Breaker {
             settings,
-            phase: closed(settings, now),
+            phase: closed(now),
+            window: Window::new(settings.window),
             generation: 0,
             openings: 0,
             transitions: Transitions::default(),
@@ -174,6 +216,11 @@ impl Breaker {
             Phase::Open { .. } => State::Open,
             Phase::HalfOpen { .. } => State::HalfOpen,
         }
+    }
+
+    /// Whether calls go through without being probes.
+    pub fn is_closed(&self) -> bool {
+        self.state() == State::Closed
     }
 
     /// Of tickets that are given out now.
@@ -234,10 +281,7 @@ impl Breaker {
     /// For a call that is made whatever the state is. It is no probe: it counts only while the breaker
     /// is closed.
     pub fn forced(&self) -> Ticket {
-        Ticket {
-            generation: self.generation,
-            is_probe: false,
-        }
+        Ticket::ordinary(self.generation)
     }
 
     /// A call has ended, `took` after it began. A call that was [ignored](Outcome::Ignored) says nothing, but
@@ -259,9 +303,18 @@ impl Breaker {
         let slow = settings.slow_calls.is_some_and(|slow| took > slow.duration);
         let failed = outcome == Outcome::Failure;
         match &mut self.phase {
-            Phase::Closed { window, .. } if outcome != Outcome::Ignored => {
-                window.record(now, failed, slow);
-                if is_too_bad(settings, window, now) {
+            Phase::Closed {
+                failures_in_a_row, ..
+            } if outcome != Outcome::Ignored => {
+                self.window.record(now, failed, slow);
+                *failures_in_a_row = match failed {
+                    true => failures_in_a_row.saturating_add(1),
+                    false => 0,
+                };
+                let too_many = |most: u32| *failures_in_a_row >= most;
+                if settings.failures_in_a_row.is_some_and(too_many)
+                    || is_too_bad(settings, &mut self.window, now)
+                {
                     self.open(now, chance);
                 }
             }
@@ -275,7 +328,7 @@ impl Breaker {
                     Outcome::Success if !slow => {
                         *succeeded += 1;
                         if *succeeded >= settings.permitted_half_open {
-                            self.enter(closed(settings, now));
+                            self.enter(closed(now));
                         }
                     }
                     Outcome::Success | Outcome::Failure => self.open(now, chance),
@@ -288,7 +341,7 @@ impl Breaker {
     /// Closes it, whatever it has seen.
     pub fn reset(&mut self, now: Duration) {
         self.openings = 0;
-        self.enter(closed(self.settings, now));
+        self.enter(closed(now));
     }
 
     fn open(&mut self, now: Duration, chance: f64) {
@@ -315,6 +368,9 @@ impl Breaker {
 
     fn enter(&mut self, phase: Phase) {
         let from = self.state();
+        if let Phase::Closed { .. } = phase {
+            self.window = Window::new(self.settings.window);
+        }
         self.phase = phase;
         self.generation += 1;
         let to = self.state();
@@ -324,16 +380,16 @@ impl Breaker {
     }
 }
 
-fn closed(settings: Settings, now: Duration) -> Phase {
+fn closed(now: Duration) -> Phase {
     Phase::Closed {
         since: now,
-        window: Window::new(settings.window),
+        failures_in_a_row: 0,
     }
 }
 
 fn is_too_bad(settings: Settings, window: &mut Window, now: Duration) -> bool {
     let counts = window.counts(now);
-    if counts.calls < settings.minimum_calls {
+    if counts.calls < settings.minimum_calls.into() {
         return false;
     }
     let failing = |rate: Rate| rate.is_reached(counts.failures, counts.calls);

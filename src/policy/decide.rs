@@ -12,17 +12,28 @@ use super::Target;
 pub struct Facts {
     /// Where the `X-Canary` header forces the request, see [`forced_by_header`].
     pub forced: Option<Target>,
-    /// Which limits of the canary are used up at this moment.
-    pub limits: LimitsSpent,
+    /// What stands before the canary at this moment.
+    pub barriers: Barriers,
 }
 
-/// Which limits of the canary are used up. A limit that is off is never used up.
+/// What keeps requests from the canary. What is off never does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct LimitsSpent {
+pub struct Barriers {
     /// `circuit-breaker.request-limit-canary` requests were given to the canary.
     pub requests: bool,
     /// `circuit-breaker.error-limit-canary` bad responses came from the canary.
     pub errors: bool,
+    /// The canary's breaker is open, or all its probes are out.
+    pub breaker: bool,
+}
+
+/// Why a request that was to go to the canary got no permit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// A limit is used up, or could be by what is in flight.
+    Limit,
+    /// The breaker is open, or all its probes are out.
+    Breaker,
 }
 
 /// What the operator configured, as far as decisions depend on it.
@@ -91,11 +102,15 @@ pub enum Reason {
     SidecarNonStandard,
     /// The sidecar failed.
     SidecarError,
+    /// The breaker was open before the sidecar was asked.
+    BreakerOpen,
+    /// The sidecar said canary, but the breaker was open.
+    SidecarCanaryBreakerOpen,
 }
 
 impl Reason {
     /// All of them, in the order of [`Reason::index`].
-    pub const ALL: [Reason; 10] = [
+    pub const ALL: [Reason; 12] = [
         Reason::NoSidecar,
         Reason::HeaderTrue,
         Reason::HeaderFalse,
@@ -106,6 +121,8 @@ impl Reason {
         Reason::SidecarCanaryLimitReached,
         Reason::SidecarNonStandard,
         Reason::SidecarError,
+        Reason::BreakerOpen,
+        Reason::SidecarCanaryBreakerOpen,
     ];
 
     /// A dense index, for arrays with an element per reason.
@@ -124,17 +141,20 @@ impl Reason {
             | Reason::SidecarMain
             | Reason::SidecarCanaryLimitReached
             | Reason::SidecarNonStandard
-            | Reason::SidecarError => Target::Main,
+            | Reason::SidecarError
+            | Reason::BreakerOpen
+            | Reason::SidecarCanaryBreakerOpen => Target::Main,
         }
     }
 
-    /// The reason for main, when this reason led to the canary and the limits refused it.
+    /// The reason for main, when this reason led to the canary and that refused it.
     ///
     /// `X-Canary: true` is never refused, and a reason for main stays what it is.
-    pub const fn demoted(self) -> Reason {
-        match self {
-            Reason::SidecarCanary => Reason::SidecarCanaryLimitReached,
-            other => other,
+    pub const fn demoted(self, refusal: Refusal) -> Reason {
+        match (self, refusal) {
+            (Reason::SidecarCanary, Refusal::Limit) => Reason::SidecarCanaryLimitReached,
+            (Reason::SidecarCanary, Refusal::Breaker) => Reason::SidecarCanaryBreakerOpen,
+            (other, _) => other,
         }
     }
 
@@ -157,6 +177,13 @@ impl Reason {
             }
             Reason::SidecarNonStandard => "Sidecar returns non standard status code".into(),
             Reason::SidecarError => "Sidecar error".into(),
+            Reason::BreakerOpen => "Canary circuit breaker open".into(),
+            Reason::SidecarCanaryBreakerOpen => {
+                format!(
+                    "Sidecar returns status code {}, but canary circuit breaker open",
+                    statuses.canary
+                )
+            }
         }
     }
 }
@@ -171,7 +198,8 @@ pub fn forced_by_header(value: Option<&[u8]>) -> Option<Target> {
     }
 }
 
-/// The order of decisions: the header, then whether there is a sidecar, then the limits.
+/// The order of decisions: the header, then whether there is a sidecar, then what stands before the
+/// canary.
 pub fn decide(facts: Facts, rules: Rules) -> Decision {
     match facts.forced {
         Some(Target::Canary) => return Decision::Route(Reason::HeaderTrue),
@@ -181,11 +209,19 @@ pub fn decide(facts: Facts, rules: Rules) -> Decision {
     let Some(statuses) = rules.sidecar else {
         return Decision::Route(Reason::NoSidecar);
     };
-    if facts.limits.requests {
+    let Barriers {
+        requests,
+        errors,
+        breaker,
+    } = facts.barriers;
+    if requests {
         return Decision::Route(Reason::RequestLimitReached);
     }
-    if facts.limits.errors {
+    if errors {
         return Decision::Route(Reason::ErrorLimitReached);
+    }
+    if breaker {
+        return Decision::Route(Reason::BreakerOpen);
     }
     Decision::AskSidecar(statuses)
 }
@@ -213,7 +249,8 @@ mod tests {
     };
     const ALONE: Rules = Rules { sidecar: None };
 
-    /// Every combination of header, sidecar and limits: 3 × 2 × 2 × 2 rows, none left out.
+    /// Every combination of header, sidecar, limits and breaker: 3 × 2 × 2 × 2 rows, none left out, each
+    /// with a breaker that is closed and one that is open.
     #[test]
     fn the_whole_table_of_decisions() {
         use Decision::Route;
@@ -249,11 +286,20 @@ mod tests {
             (None,     SIDECAR, true,     true,    Route(Reason::RequestLimitReached)),
         ];
         for (forced, rules, requests, errors, expected) in table {
-            let facts = Facts {
-                forced,
-                limits: LimitsSpent { requests, errors },
-            };
-            assert_eq!(decide(facts, rules), expected, "{facts:?} {rules:?}");
+            for breaker in [false, true] {
+                let barriers = Barriers {
+                    requests,
+                    errors,
+                    breaker,
+                };
+                let facts = Facts { forced, barriers };
+                // It has a say only where nothing else has decided.
+                let expected = match breaker && expected == ask {
+                    true => Route(Reason::BreakerOpen),
+                    false => expected,
+                };
+                assert_eq!(decide(facts, rules), expected, "{facts:?} {rules:?}");
+            }
         }
     }
 
@@ -322,10 +368,13 @@ mod tests {
 
     #[test]
     fn only_a_sidecars_choice_can_be_demoted_and_a_demoted_request_goes_to_main() {
-        for reason in Reason::ALL {
-            match reason {
-                Reason::SidecarCanary => assert_eq!(reason.demoted().target(), Target::Main),
-                other => assert_eq!(other.demoted(), other),
+        for refusal in [Refusal::Limit, Refusal::Breaker] {
+            for reason in Reason::ALL {
+                let demoted = reason.demoted(refusal);
+                match reason {
+                    Reason::SidecarCanary => assert_eq!(demoted.target(), Target::Main),
+                    other => assert_eq!(demoted, other),
+                }
             }
         }
     }

@@ -8,20 +8,25 @@
 //!
 //! * which upstream a request is for: [`decide`];
 //! * how many requests or errors the canary may have: [`quota`];
-//! * what counts as a failure: [`outcome`];
-//! * when an upstream gets no requests for a while: [`breaker`].
+//! * when an upstream is to be left alone for a while: [`breaker`];
+//! * how many requests may be sent a second time: [`budget`];
+//! * what counts as a failure: [`outcome`].
 //!
 //! Every value that becomes a metric label or a branch is a closed enum: [`Target`],
 //! [`Reason`], [`Outcome`], [`FailureKind`].
 
 pub mod breaker;
+pub mod budget;
 pub mod decide;
+pub mod headroom;
 pub mod outcome;
 pub mod quota;
 pub mod window;
 
-pub use decide::{Decision, Facts, LimitsSpent, Reason, Rules, SidecarAnswer, SidecarStatuses};
-pub use outcome::{FailureKind, FailureRule, FallbackOutcome, Outcome};
+pub use decide::{
+    Barriers, Decision, Facts, Reason, Refusal, Rules, SidecarAnswer, SidecarStatuses,
+};
+pub use outcome::{CacheResult, FailureKind, FailureRule, Fallback, Outcome, SidecarResult};
 
 /// One of the two upstreams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

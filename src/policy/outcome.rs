@@ -16,16 +16,6 @@ pub enum Outcome {
 impl Outcome {
     /// All of them.
     pub const ALL: [Outcome; 3] = [Outcome::Success, Outcome::Failure, Outcome::Ignored];
-
-    /// What the status code of a response head says. Outside 200–299 is a failure, as it always was
-    /// for `error-limit-canary` (3xx, 304 and 404 too); `101` is neutral.
-    pub const fn of_status(status: u16) -> Outcome {
-        match status {
-            101 => Outcome::Ignored,
-            200..=299 => Outcome::Success,
-            _ => Outcome::Failure,
-        }
-    }
 }
 
 /// Which statuses are failures.
@@ -34,20 +24,19 @@ pub enum FailureRule {
     /// `"5xx"`: what the server itself calls its fault. From 600 up, which no status may be, is one
     /// too (RFC 9110 section 15).
     ServerError,
-    /// `"non-2xx"`: [`Outcome::of_status`].
+    /// `"non-2xx"`: all but 200 to 299 (3xx, 304 and 404 too), as it always was for
+    /// `error-limit-canary`.
     NotSuccess,
 }
 
 impl FailureRule {
-    /// What the status code of a response head says; `101` is neutral.
+    /// What the status code of a response head says; `101` says nothing.
     pub const fn of_status(self, status: u16) -> Outcome {
-        match self {
-            FailureRule::NotSuccess => Outcome::of_status(status),
-            FailureRule::ServerError => match status {
-                101 => Outcome::Ignored,
-                500.. => Outcome::Failure,
-                _ => Outcome::Success,
-            },
+        match (self, status) {
+            (_, 101) => Outcome::Ignored,
+            (FailureRule::NotSuccess, 200..=299) => Outcome::Success,
+            (FailureRule::NotSuccess, _) | (FailureRule::ServerError, 500..) => Outcome::Failure,
+            (FailureRule::ServerError, _) => Outcome::Success,
         }
     }
 }
@@ -121,29 +110,117 @@ impl FailureKind {
     }
 }
 
-/// How a replay on the other upstream ended: the closed set behind the `outcome` label.
+/// What became of a request that its upstream did not answer well: the closed set behind the labels
+/// `from`, `to` and `outcome`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum FallbackOutcome {
-    /// It answered, with whatever status.
-    Answered,
-    /// It did not answer either.
-    Failed,
+pub enum Fallback {
+    /// Main answered what was for the canary, with whatever status.
+    Replayed,
+    /// Main did not answer it either.
+    ReplayFailed,
+    /// It was not sent to main, because too many were.
+    OverBudget,
+    /// The static answer took the canary's place.
+    CanaryStatic,
+    /// The static answer took main's place.
+    MainStatic,
 }
 
-impl FallbackOutcome {
-    /// All of them, in the order of [`FallbackOutcome::index`].
-    pub const ALL: [FallbackOutcome; 2] = [FallbackOutcome::Answered, FallbackOutcome::Failed];
+impl Fallback {
+    /// All of them, in the order of [`Fallback::index`].
+    pub const ALL: [Fallback; 5] = [
+        Fallback::Replayed,
+        Fallback::ReplayFailed,
+        Fallback::OverBudget,
+        Fallback::CanaryStatic,
+        Fallback::MainStatic,
+    ];
 
     /// A dense index.
     pub const fn index(self) -> usize {
         self as usize
     }
 
-    /// The value of the `outcome` label.
+    /// The values of the labels `from`, `to` and `outcome`.
+    pub const fn labels(self) -> [&'static str; 3] {
+        match self {
+            Fallback::Replayed => ["canary", "main", "answered"],
+            Fallback::ReplayFailed => ["canary", "main", "failed"],
+            Fallback::OverBudget => ["canary", "main", "over_budget"],
+            Fallback::CanaryStatic => ["canary", "static", "answered"],
+            Fallback::MainStatic => ["main", "static", "answered"],
+        }
+    }
+}
+
+/// What came of a question to the sidecar: the closed set behind the `result` label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SidecarResult {
+    /// It said main.
+    Main,
+    /// It said canary.
+    Canary,
+    /// It answered with a status code that means nothing to us.
+    NonStandard,
+    /// It did not answer, or not in time.
+    Error,
+    /// It was not asked, because it had not answered others.
+    BreakerOpen,
+}
+
+impl SidecarResult {
+    /// All of them, in the order of [`SidecarResult::index`].
+    pub const ALL: [SidecarResult; 5] = [
+        SidecarResult::Main,
+        SidecarResult::Canary,
+        SidecarResult::NonStandard,
+        SidecarResult::Error,
+        SidecarResult::BreakerOpen,
+    ];
+
+    /// A dense index.
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The value of the label.
     pub const fn label(self) -> &'static str {
         match self {
-            FallbackOutcome::Answered => "answered",
-            FallbackOutcome::Failed => "failed",
+            SidecarResult::Main => "main",
+            SidecarResult::Canary => "canary",
+            SidecarResult::NonStandard => "non_standard",
+            SidecarResult::Error => "error",
+            SidecarResult::BreakerOpen => "breaker_open",
+        }
+    }
+}
+
+/// What a look into the sidecar's cache came to: the closed set behind the `result` label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CacheResult {
+    /// The answer was there.
+    Hit,
+    /// The sidecar was asked.
+    Miss,
+    /// The sidecar was being asked the same already.
+    Shared,
+}
+
+impl CacheResult {
+    /// All of them, in the order of [`CacheResult::index`].
+    pub const ALL: [CacheResult; 3] = [CacheResult::Hit, CacheResult::Miss, CacheResult::Shared];
+
+    /// A dense index.
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The value of the label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            CacheResult::Hit => "hit",
+            CacheResult::Miss => "miss",
+            CacheResult::Shared => "shared",
         }
     }
 }
@@ -153,29 +230,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn outside_200_to_299_is_a_failure_and_101_is_neutral() {
+    fn what_a_status_says_depends_on_the_rule_and_101_is_neutral() {
         for status in 100..=999 {
-            let expected = match status {
-                101 => Outcome::Ignored,
-                s if (200..300).contains(&s) => Outcome::Success,
-                _ => Outcome::Failure,
+            let success = |is: bool| match is {
+                _ if status == 101 => Outcome::Ignored,
+                true => Outcome::Success,
+                false => Outcome::Failure,
             };
-            assert_eq!(Outcome::of_status(status), expected, "{status}");
-        }
-    }
-
-    #[test]
-    fn the_rules_differ_in_what_is_neither_2xx_nor_5xx() {
-        for status in 100..=999 {
-            let strict = FailureRule::NotSuccess.of_status(status);
-            assert_eq!(strict, Outcome::of_status(status), "{status}");
-            let expected = match status {
-                101 => Outcome::Ignored,
-                s if s >= 500 => Outcome::Failure,
-                _ => Outcome::Success,
-            };
-            let lenient = FailureRule::ServerError.of_status(status);
-            assert_eq!(lenient, expected, "{status}");
+            let by = |rule: FailureRule| rule.of_status(status);
+            assert_eq!(
+                by(FailureRule::NotSuccess),
+                success(status / 100 == 2),
+                "{status}"
+            );
+            assert_eq!(
+                by(FailureRule::ServerError),
+                success(status < 500),
+                "{status}"
+            );
         }
     }
 
@@ -184,8 +256,14 @@ mod tests {
         for (i, kind) in FailureKind::ALL.iter().enumerate() {
             assert_eq!(kind.index(), i);
         }
-        for (i, outcome) in FallbackOutcome::ALL.iter().enumerate() {
-            assert_eq!(outcome.index(), i);
+        for (i, fallback) in Fallback::ALL.iter().enumerate() {
+            assert_eq!(fallback.index(), i);
+        }
+        for (i, result) in SidecarResult::ALL.iter().enumerate() {
+            assert_eq!(result.index(), i);
+        }
+        for (i, result) in CacheResult::ALL.iter().enumerate() {
+            assert_eq!(result.index(), i);
         }
     }
 }

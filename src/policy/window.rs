@@ -11,15 +11,29 @@ use std::time::Duration;
 /// How many buckets a window has.
 const BUCKETS: usize = 10;
 
-/// Numbers of calls. They saturate.
+/// Numbers of calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Counts {
     /// All of them.
-    pub calls: u32,
+    pub calls: u64,
     /// Those that failed.
-    pub failures: u32,
+    pub failures: u64,
     /// Those that took too long, whether they failed or not.
-    pub slow: u32,
+    pub slow: u64,
+}
+
+impl Counts {
+    fn add(&mut self, other: Counts) {
+        self.calls += other.calls;
+        self.failures += other.failures;
+        self.slow += other.slow;
+    }
+
+    fn take(&mut self, other: Counts) {
+        self.calls -= other.calls;
+        self.failures -= other.failures;
+        self.slow -= other.slow;
+    }
 }
 
 /// The calls of the last while.
@@ -29,6 +43,8 @@ pub struct Window {
     /// The number of the newest bucket since time began.
     newest: u64,
     buckets: [Counts; BUCKETS],
+    /// Of all buckets.
+    sum: Counts,
 }
 
 impl Window {
@@ -38,6 +54,7 @@ impl Window {
             bucket: (length / BUCKETS as u32).max(Duration::from_nanos(1)),
             newest: 0,
             buckets: [Counts::default(); BUCKETS],
+            sum: Counts::default(),
         }
     }
 
@@ -45,29 +62,27 @@ impl Window {
     /// one: threads look at the clock in one order and get here in another.
     pub fn record(&mut self, now: Duration, failed: bool, slow: bool) {
         self.advance(now);
-        let bucket = &mut self.buckets[(self.newest % BUCKETS as u64) as usize];
-        bucket.calls = bucket.calls.saturating_add(1);
-        bucket.failures = bucket.failures.saturating_add(failed.into());
-        bucket.slow = bucket.slow.saturating_add(slow.into());
+        let call = Counts {
+            calls: 1,
+            failures: failed.into(),
+            slow: slow.into(),
+        };
+        self.buckets[(self.newest % BUCKETS as u64) as usize].add(call);
+        self.sum.add(call);
     }
 
     /// What is in the window at `now`.
     pub fn counts(&mut self, now: Duration) -> Counts {
         self.advance(now);
-        self.buckets
-            .iter()
-            .fold(Counts::default(), |sum, bucket| Counts {
-                calls: sum.calls.saturating_add(bucket.calls),
-                failures: sum.failures.saturating_add(bucket.failures),
-                slow: sum.slow.saturating_add(bucket.slow),
-            })
+        self.sum
     }
 
     fn advance(&mut self, now: Duration) {
         let number = (now.as_nanos() / self.bucket.as_nanos()) as u64;
         let passed = number.saturating_sub(self.newest);
         for step in 1..=passed.min(BUCKETS as u64) {
-            self.buckets[((self.newest + step) % BUCKETS as u64) as usize] = Counts::default();
+            let bucket = &mut self.buckets[((self.newest + step) % BUCKETS as u64) as usize];
+            self.sum.take(std::mem::take(bucket));
         }
         self.newest = self.newest.max(number);
     }
@@ -97,8 +112,8 @@ mod tests {
             seen = at.max(seen);
             if seen / 100 + BUCKETS as u64 > newest {
                 counts.calls += 1;
-                counts.failures += u32::from(failed);
-                counts.slow += u32::from(slow);
+                counts.failures += u64::from(failed);
+                counts.slow += u64::from(slow);
             }
         }
         counts

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tracing::debug;
 
 use super::{
@@ -17,7 +17,7 @@ use super::{
     message::Frame,
     record::Record,
 };
-use crate::policy::{Outcome, Target};
+use crate::policy::Target;
 
 /// How much of a body is logged at most.
 const LOGGED_BYTES: usize = 4 << 10;
@@ -28,7 +28,26 @@ pub struct RequestBody {
     /// `None` for a body that is whole: nothing is waited for.
     rest: Option<Rest>,
     trailers: Option<Fields>,
+    /// What has gone by, where it may be wanted once more.
+    kept: Keep,
     log: Option<BodyLog>,
+}
+
+/// What is kept of a body that goes by.
+enum Keep {
+    /// It is not kept, or was longer than it might be.
+    No,
+    /// There is nothing to keep.
+    Nothing,
+    /// All so far.
+    All(Box<Kept>),
+}
+
+/// The beginning of a body that is not to be longer than so much.
+struct Kept {
+    data: BytesMut,
+    trailers: Option<Fields>,
+    most: usize,
 }
 
 /// What of a request body is still to come in.
@@ -51,6 +70,7 @@ impl RequestBody {
             read,
             rest: None,
             trailers,
+            kept: Keep::No,
             log: None,
         }
     }
@@ -65,6 +85,45 @@ impl RequestBody {
             });
         }
         body
+    }
+
+    /// Keeps what goes by, so that the body can be had [again](RequestBody::again), unless it turns out to
+    /// be longer than `most` bytes.
+    pub fn keep(&mut self, most: usize) {
+        self.kept = match self.length() {
+            _ if self.is_over() => Keep::Nothing,
+            Some(length) if length > most as u64 => Keep::No,
+            _ => Keep::All(Box::new(Kept {
+                data: BytesMut::new(),
+                trailers: None,
+                most,
+            })),
+        };
+    }
+
+    /// Whether it can be had again.
+    pub fn is_kept(&self) -> bool {
+        !matches!(self.kept, Keep::No)
+    }
+
+    /// The body from its beginning: what was kept, then what is still to come.
+    pub fn again(mut self) -> Option<RequestBody> {
+        let kept = match std::mem::replace(&mut self.kept, Keep::No) {
+            Keep::No => return None,
+            Keep::Nothing => return Some(self),
+            Keep::All(kept) => kept,
+        };
+        Some(RequestBody {
+            // What was not taken yet was all in front.
+            read: match self.read.is_empty() {
+                true => kept.data.freeze(),
+                false => self.read,
+            },
+            rest: self.rest,
+            trailers: kept.trailers.or(self.trailers),
+            kept: Keep::No,
+            log: None,
+        })
     }
 
     /// Logs the body when it ends, up to a cap.
@@ -103,6 +162,17 @@ impl RequestBody {
         };
         if let (Some(log), Some(Ok(Frame::Data(data)))) = (&mut self.log, &frame) {
             log.add(data);
+        }
+        if let Keep::All(kept) = &mut self.kept {
+            match &frame {
+                Some(Ok(Frame::Data(data))) if kept.data.len() + data.len() > kept.most => {
+                    self.kept = Keep::No;
+                }
+                // Copied: a small piece would hold on to the whole buffer that it was read into.
+                Some(Ok(Frame::Data(data))) => kept.data.extend_from_slice(data),
+                Some(Ok(Frame::Trailers(trailers))) => kept.trailers = Some(trailers.clone()),
+                Some(Err(_)) | None => {}
+            }
         }
         Poll::Ready(frame)
     }
@@ -183,12 +253,14 @@ impl ResponseBody {
                     log.add(data);
                 }
                 if self.call.is_over() {
-                    self.settle(Outcome::Success);
+                    self.completed();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(CallError::Client(broken))) => {
-                self.settle(Outcome::Ignored);
+                if let Some(mut record) = self.record.take() {
+                    record.ignored();
+                }
                 Poll::Ready(Some(Err(broken.into())))
             }
             Some(Err(CallError::Upstream(error))) => {
@@ -198,15 +270,15 @@ impl ResponseBody {
                 Poll::Ready(Some(Err(error.into())))
             }
             None => {
-                self.settle(Outcome::Success);
+                self.completed();
                 Poll::Ready(None)
             }
         }
     }
 
-    fn settle(&mut self, outcome: Outcome) {
+    fn completed(&mut self) {
         if let Some(mut record) = self.record.take() {
-            record.settle(outcome);
+            record.completed();
         }
     }
 }

@@ -6,12 +6,15 @@
 //! answered and closed before it had read all (an early 413).
 
 use std::{
+    future::poll_fn,
     io,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{Method, StatusCode, Version};
+use tokio::task::spawn_local;
 
 use super::{
     connect::UpstreamIo,
@@ -33,6 +36,9 @@ use crate::policy::FailureKind;
 const MAX_INFORMATIONAL: usize = 16;
 /// With more of them than this an upstream answers nothing.
 const TOO_MANY_INFORMATIONAL: usize = 1000;
+
+/// How much of a response that nobody wants is read so that its connection can be used again.
+const DRAINED_BYTES: usize = 64 << 10;
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -84,9 +90,50 @@ impl Call {
         self.upload.body_sent()
     }
 
-    /// Gives the request back, after a failure, so that it can be sent once more: where nothing of it was
-    /// sent, or the connection served others before, and had been closed when this one came.
-    pub async fn into_unread(self: Box<Self>) -> Option<Box<Upload>> {
+    /// Gives the request back. What was not sent of it by now is not.
+    pub fn take_upload(&mut self) -> Box<Upload> {
+        if !self.upload.is_done() {
+            self.reusable = false;
+        }
+        let spent = self.upload.spent();
+        std::mem::replace(&mut self.upload, spent)
+    }
+
+    /// Whether what [`take_upload`](Call::take_upload) gives can be had [again](Upload::again).
+    pub fn is_repeatable(&self) -> bool {
+        self.upload.is_repeatable()
+    }
+
+    /// Reads what is left of the response, so that the connection can be used again; not for ever, not for
+    /// longer than `timeout`, and nobody waits for it.
+    pub fn drain(mut self: Box<Self>, timeout: Duration) {
+        // Most of it has come already.
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Poll::Ready(frame) = self.poll_frame(&mut cx) {
+            if !matches!(frame, Some(Ok(Frame::Data(_)))) || self.is_over() {
+                return;
+            }
+        }
+        spawn_local(async move {
+            let mut drained = 0;
+            let read_all = async {
+                while let Some(Ok(Frame::Data(data))) = poll_fn(|cx| self.poll_frame(cx)).await {
+                    drained += data.len();
+                    if drained > DRAINED_BYTES {
+                        break;
+                    }
+                }
+            };
+            let _dropped_when_late = tokio::time::timeout(timeout, read_all).await;
+        });
+    }
+
+    /// Gives the request back, after a failure, and whether it can be sent once more without anybody getting
+    /// it twice: where nothing of it was sent, or the connection served others before, and had been closed
+    /// when this one came. The latter is not tried with what may not be done twice (RFC 9110 section 9.2.2),
+    /// since what the kernel says is as good as a proof and yet none: see
+    /// [`UpstreamIo::has_refused_all_behind`].
+    pub async fn into_unanswered(self: Box<Self>, method: &Method) -> (Box<Upload>, bool) {
         let Call {
             lease,
             mut upload,
@@ -94,10 +141,18 @@ impl Call {
             ..
         } = *self;
         if upload.is_unsent() {
-            return Some(upload);
+            return (upload, true);
         }
-        let lease = lease.filter(|lease| hung_up && lease.is_reused())?;
-        (upload.rewind() && lease.has_refused().await).then_some(upload)
+        let unread = match lease.filter(|lease| hung_up && lease.is_reused()) {
+            Some(lease) if upload.is_bodiless() && method.is_idempotent() => {
+                lease.has_refused().await
+            }
+            _ => false,
+        };
+        if unread {
+            upload.rewind();
+        }
+        (upload, unread)
     }
 
     /// Sends, and waits for the head of the final response. Informational ones before it go to

@@ -9,7 +9,7 @@ use super::{
     connection::BrokenBody,
     http1::{framing::Unclear, head::BadHead},
 };
-use crate::policy::FailureKind;
+use crate::policy::{FailureKind, breaker::Refused};
 
 /// A request that we do not forward, and why the client is told so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -40,6 +40,9 @@ pub enum RequestError {
     /// The upstream failed.
     #[error("{0}")]
     Upstream(#[from] UpstreamError),
+    /// Main has failed too often, and is left alone for a while.
+    #[error("the service is not available at the moment")]
+    MainOpen(Refused),
 }
 
 /// What went wrong with an upstream, for the log; the client learns the kind only.
@@ -75,6 +78,7 @@ impl RequestError {
         match self {
             RequestError::Refused(refusal) => refusal.status(),
             RequestError::Body(_) => StatusCode::BAD_REQUEST,
+            RequestError::MainOpen(_) => StatusCode::SERVICE_UNAVAILABLE,
             RequestError::Upstream(error) => match error.kind {
                 FailureKind::Timeout | FailureKind::ConnectTimeout => StatusCode::GATEWAY_TIMEOUT,
                 FailureKind::Unresolved

@@ -206,6 +206,14 @@ impl Fields {
             .map(|field| self.at(field.value))
     }
 
+    /// The values of all fields of a name that is not among the [`Known`] ones, in lower case or not. It
+    /// looks at every field.
+    pub fn named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.iter()
+            .filter(|(field, _)| field.eq_ignore_ascii_case(name.as_bytes()))
+            .map(|(_, value)| value)
+    }
+
     /// The first value of this field.
     pub fn get(&self, known: Known) -> Option<&[u8]> {
         self.all(known).next()

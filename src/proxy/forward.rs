@@ -1,9 +1,11 @@
 //! Sends a decided request to its upstream, and passes the answer on.
 //!
-//! A request for the canary of which nothing could be sent goes to main (`fallback.replay`); that
-//! cannot do anything twice. A request is sent again on another connection for the same reason only:
-//! the one from the pool had been closed before a byte of the request left, or, as the kernel's
-//! acknowledgements prove, before the upstream could read a byte of it.
+//! A request for the canary that the canary does not answer well goes to main (`fallback.replay`): where
+//! nothing of it can have been read, since that cannot do anything twice, and otherwise if it may be done
+//! twice, can be had again, and is within the budget. Nothing of the canary's answer has gone to the client
+//! by then. A request is sent again on another connection for the first reason only: the one from the pool
+//! had been closed before a byte of the request left, or, as the kernel's acknowledgements prove, before
+//! the upstream could read a byte of it.
 
 use std::{future::poll_fn, rc::Rc, time::Duration};
 
@@ -21,14 +23,15 @@ use super::{
     message::{RequestHead, ResponseHead},
     pool::Pool,
     record::Record,
-    service::{Reply, Then},
+    service::{self, Reply, Then},
     upgrade::Tunnel,
     upload::{Message, Upload},
 };
 use crate::{
     clock,
     config::{Config, Replay, Upstream},
-    policy::{FailureKind, FallbackOutcome, Outcome, Target},
+    policy::{FailureKind, Fallback, Target, breaker::Refused},
+    state::Permit,
 };
 
 /// A request that is decided, and what its sending depends on.
@@ -46,65 +49,187 @@ pub struct Exchange<'a> {
 }
 
 /// An upstream's answer, and the connection that it comes by.
-struct Answer {
-    head: ResponseHead,
-    call: Box<Call>,
+pub struct Answer {
+    /// Its head.
+    pub head: ResponseHead,
+    /// What its body comes by.
+    pub call: Box<Call>,
 }
 
-/// A request that got no answer; given back where nothing of it can have been read.
+/// A request that got no answer.
 struct Unanswered<E = RequestError> {
     error: E,
-    unsent: Option<Box<Upload>>,
+    request: Returned,
+}
+
+/// What is left of a request that got no answer.
+enum Returned {
+    /// All of it: nothing of it can have been read.
+    Unread(Box<Upload>),
+    /// What was not sent; the rest may have been read.
+    Sent(Box<Upload>),
+    /// Nothing: the client has broken it off.
+    Lost,
 }
 
 impl Exchange<'_> {
-    /// Sends the request where its reason leads.
+    /// Sends the request where its reason leads, and elsewhere if that is allowed and of use.
     ///
     /// # Errors
-    /// No upstream gave a usable answer.
-    pub async fn run(self, body: RequestBody, mut record: Record) -> Result<Reply, RequestError> {
+    /// Nobody gave a usable answer, and there is no static one.
+    pub async fn run(self, body: RequestBody, record: Record) -> Result<Reply, RequestError> {
         let target = record.reason().target();
+        let fixed = self.config.fallback.fixed.as_ref();
+        let tally = &self.connection.worker.tally;
         let mut upload = Upload::new(body);
         if self.config.log.request_body && enabled!(Level::DEBUG) {
             upload.body().logged(target);
         }
-        let unanswered = match self.send(target, upload).await {
-            Ok(answer) => return self.pass_on(target, answer, record),
-            Err(unanswered) => unanswered,
+        let answered = match target {
+            Target::Main => self.to_main(upload, record).await,
+            Target::Canary => self.to_canary(upload, record).await,
         };
-        if let RequestError::Upstream(error) = &unanswered.error {
-            record.failed(target, error);
-        }
-        match (target, self.config.fallback.replay, unanswered.unsent) {
-            (Target::Canary, Replay::Connect | Replay::Failures, Some(unsent)) => {
-                self.fall_back(unsent, record).await
+        match (answered, fixed) {
+            (Err(RequestError::Upstream(_) | RequestError::MainOpen(_)), Some(fixed)) => {
+                tally.fallback(match target {
+                    Target::Main => Fallback::MainStatic,
+                    Target::Canary => Fallback::CanaryStatic,
+                });
+                Ok(service::fixed(fixed))
             }
-            _ => Err(unanswered.error),
+            (answered, _) => answered,
         }
     }
 
-    /// The canary could not be reached: main answers, and the client does not notice.
-    async fn fall_back(
-        self,
-        unsent: Box<Upload>,
+    async fn to_main(
+        &self,
+        upload: Box<Upload>,
         mut record: Record,
     ) -> Result<Reply, RequestError> {
-        match self.send(Target::Main, unsent).await {
+        let permit = self.permit_for_main().map_err(RequestError::MainOpen)?;
+        record.moved(permit);
+        match self.send(Target::Main, upload, &mut record).await {
+            Ok(answer) => self.pass_on(Target::Main, answer, record),
+            Err(unanswered) => Err(charged(unanswered.error, Target::Main, &mut record)),
+        }
+    }
+
+    async fn to_canary(
+        &self,
+        mut upload: Box<Upload>,
+        mut record: Record,
+    ) -> Result<Reply, RequestError> {
+        let fallback = &self.config.fallback;
+        let may_be_repeated = fallback.replay == Replay::Failures && self.is_idempotent();
+        if may_be_repeated {
+            upload.body().keep(fallback.max_body);
+        }
+        match self.send(Target::Canary, upload, &mut record).await {
+            Ok(mut answer) => {
+                record.answered(answer.head.status);
+                let is_bad = fallback.statuses.contains(&answer.head.status.as_u16());
+                let wanted = is_bad && may_be_repeated && answer.call.is_repeatable();
+                // What is not replayed stays with its call, which may not have sent all of it yet.
+                let again = self.within_budget(wanted).and_then(|permit| {
+                    let upload = answer.call.take_upload().again()?;
+                    Some((upload, permit))
+                });
+                match again {
+                    Some((upload, permit)) => {
+                        // By a rule that its status is good for, it has done what it should.
+                        record.completed();
+                        answer.call.drain(self.config.canary.client.timeout);
+                        Box::pin(self.replay(upload, permit, record)).await
+                    }
+                    None => self.pass_on_charged(Target::Canary, answer, record),
+                }
+            }
+            Err(Unanswered { error, request }) => {
+                let error = charged(error, Target::Canary, &mut record);
+                let again = match request {
+                    // Of no use to the canary and no burden to main, which would have had it without a
+                    // canary: the budget is not for this.
+                    Returned::Unread(unread) if fallback.replay != Replay::Off => {
+                        self.permit_for_main().ok().map(|permit| (unread, permit))
+                    }
+                    Returned::Sent(upload) if may_be_repeated => self
+                        .within_budget(upload.is_repeatable())
+                        .and_then(|permit| Some((upload.again()?, permit))),
+                    Returned::Unread(_) | Returned::Sent(_) | Returned::Lost => {
+                        let _counted = self.within_budget(false);
+                        None
+                    }
+                };
+                match again {
+                    Some((upload, permit)) => Box::pin(self.replay(upload, permit, record)).await,
+                    None => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Whether the request may be sent twice (RFC 9110 section 9.2.2; the `Idempotency-Key` header field,
+    /// draft-ietf-httpapi-idempotency-key-header).
+    fn is_idempotent(&self) -> bool {
+        self.config.fallback.methods.contains(&self.head.method)
+            || self.head.headers.named("idempotency-key").next().is_some()
+    }
+
+    /// Counts a request that the canary has had, and looks whether it may go to main as well, if that is
+    /// `wanted`.
+    fn within_budget(&self, wanted: bool) -> Option<Option<Permit>> {
+        let worker = &self.connection.worker;
+        if self.config.fallback.replay != Replay::Failures {
+            return None;
+        }
+        // First: what main does not take costs nothing of the budget.
+        let permit = match wanted {
+            true => self.permit_for_main().ok(),
+            false => None,
+        };
+        let again = permit.is_some();
+        if worker
+            .admission
+            .may_repeat(again, clock::moment(clock::recent()))
+        {
+            return permit;
+        }
+        if again {
+            worker.tally.fallback(Fallback::OverBudget);
+        }
+        None
+    }
+
+    fn permit_for_main(&self) -> Result<Option<Permit>, Refused> {
+        self.connection.worker.admission.admit_main(clock::uptime)
+    }
+
+    /// The canary has failed, and is charged: main answers, and the client does not notice.
+    async fn replay(
+        &self,
+        upload: Box<Upload>,
+        permit: Option<Permit>,
+        mut record: Record,
+    ) -> Result<Reply, RequestError> {
+        record.moved(permit);
+        match self.send(Target::Main, upload, &mut record).await {
             Ok(answer) => {
-                record.fell_back(FallbackOutcome::Answered);
+                record.fell_back(Fallback::Replayed);
                 self.pass_on(Target::Main, answer, record)
             }
             Err(unanswered) => {
-                record.fell_back(FallbackOutcome::Failed);
-                if let RequestError::Upstream(error) = &unanswered.error {
-                    record.failed(Target::Main, error);
-                }
-                Err(unanswered.error)
+                record.fell_back(Fallback::ReplayFailed);
+                Err(charged(unanswered.error, Target::Main, &mut record))
             }
         }
     }
 
-    async fn send(&self, target: Target, upload: Box<Upload>) -> Result<Answer, Unanswered> {
+    async fn send(
+        &self,
+        target: Target,
+        upload: Box<Upload>,
+        record: &mut Record,
+    ) -> Result<Answer, Unanswered> {
         let (upstream, pool) = match target {
             Target::Main => (&self.config.main, &self.connection.worker.pools.main),
             Target::Canary => (&self.config.canary, &self.connection.worker.pools.canary),
@@ -114,25 +239,36 @@ impl Exchange<'_> {
             client: &self.connection.forwarded_for,
             takes_trailers: self.takes_trailers,
             upgrade: self.upgrade.as_deref(),
-            partial: None,
+            sidecar: None,
         };
         if enabled!(Level::DEBUG) {
             log(target, self.head, upload.length());
         }
         let informed = self.head.version == Version::HTTP_11;
-        send_once(self.connection, pool, upstream, &message, upload, informed)
-            .await
-            .map_err(|Unanswered { error, unsent }| Unanswered {
-                error: match error {
-                    CallError::Client(broken) => broken.into(),
-                    CallError::Upstream(error) => error.into(),
-                },
-                unsent,
-            })
+        record.sending();
+        let sent = send_once(self.connection, pool, upstream, &message, upload, informed).await;
+        record.has_all_since(self.connection.watch.uploaded());
+        sent.map_err(|unanswered| Unanswered {
+            error: match unanswered.error {
+                CallError::Client(broken) => broken.into(),
+                CallError::Upstream(error) => error.into(),
+            },
+            request: unanswered.request,
+        })
     }
 
     fn pass_on(
-        self,
+        &self,
+        target: Target,
+        answer: Answer,
+        mut record: Record,
+    ) -> Result<Reply, RequestError> {
+        record.answered(answer.head.status);
+        self.pass_on_charged(target, answer, record)
+    }
+
+    fn pass_on_charged(
+        &self,
         target: Target,
         answer: Answer,
         mut record: Record,
@@ -167,10 +303,6 @@ impl Exchange<'_> {
             });
         }
         headers::strip_hop_by_hop(&mut head.headers);
-        if Outcome::of_status(head.status.as_u16()) == Outcome::Failure {
-            // Known for sure from the head; a success is one when its last byte has come.
-            record.settle(Outcome::Failure);
-        }
         let mut body = ResponseBody::new(call, target, record);
         if self.config.log.response_body && enabled!(Level::DEBUG) {
             body.logged();
@@ -204,7 +336,7 @@ async fn send_once(
             Err(error) => {
                 return Err(Unanswered {
                     error: error.into(),
-                    unsent: Some(upload),
+                    request: Returned::Unread(upload),
                 });
             }
         };
@@ -215,7 +347,7 @@ async fn send_once(
             let sent = call.body_sent();
             let polled = call.poll_response(method, client, cx);
             // A service that takes the body slowly is at work. A sidecar has its time, and no more.
-            if call.body_sent() > sent && message.partial.is_none() {
+            if call.body_sent() > sent && message.sidecar.is_none() {
                 connection.watch.upload_moved(upstream.client.timeout);
             }
             polled
@@ -226,26 +358,35 @@ async fn send_once(
             Err(_elapsed) => {
                 return Err(Unanswered {
                     error: UpstreamError::new(FailureKind::Timeout).into(),
-                    unsent: None,
+                    request: Returned::Sent(call.take_upload()),
                 });
             }
         };
-        let unsent = match error {
+        let request = match error {
             // Of what the client broke off there is nothing to send to anybody.
-            CallError::Client(_) => None,
-            CallError::Upstream(_) => {
-                // Boxed: it is rare, and would take its room in every request.
-                Box::pin(call.into_unread()).await
-            }
+            CallError::Client(_) => Returned::Lost,
+            // Boxed: it is rare, and would take its room in every request.
+            CallError::Upstream(_) => match Box::pin(call.into_unanswered(method)).await {
+                (upload, true) => Returned::Unread(upload),
+                (upload, false) => Returned::Sent(upload),
+            },
         };
-        match unsent {
-            Some(unsent) if reused => {
+        match request {
+            Returned::Unread(unread) if reused => {
                 debug!("the upstream had closed the connection; the request is sent again");
-                (upload, closed) = (unsent, true);
+                (upload, closed) = (unread, true);
             }
-            unsent => return Err(Unanswered { error, unsent }),
+            request => return Err(Unanswered { error, request }),
         }
     }
+}
+
+/// Charges the upstream, if it is its fault.
+fn charged(error: RequestError, target: Target, record: &mut Record) -> RequestError {
+    if let RequestError::Upstream(error) = &error {
+        record.failed(target, error);
+    }
+    error
 }
 
 /// Asks the sidecar: the same sending, without any of the passing on.
@@ -258,7 +399,7 @@ pub async fn ask(
     upstream: &Upstream,
     message: &Message<'_>,
     body: RequestBody,
-) -> Result<(StatusCode, Box<Call>), UpstreamError> {
+) -> Result<Answer, UpstreamError> {
     let upload = Upload::new(body);
     match send_once(connection, pool, upstream, message, upload, false).await {
         Ok(Answer { head, .. }) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
@@ -267,7 +408,7 @@ pub async fn ask(
                 "it answered 101, which nobody had asked for",
             ))
         }
-        Ok(Answer { head, call }) => Ok((head.status, call)),
+        Ok(answer) => Ok(answer),
         Err(Unanswered { error, .. }) => match error {
             CallError::Upstream(error) => Err(error),
             // It is given a body that is whole.

@@ -14,7 +14,7 @@
 //! | [`watch`] | what a connection waits for and since when |
 //! | [`service`] | the pipeline |
 //! | [`message`], [`fields`], [`headers`], [`uri`] | message heads; what is passed on, and how it is rewritten |
-//! | [`sidecar`] | asks main or canary |
+//! | [`sidecar`], [`answers`] | asks main or canary, or knows from before |
 //! | [`forward`] | sends to an upstream, falls back to main |
 //! | [`upload`], [`call`] | one request to an upstream, and its response |
 //! | [`pool`], [`connect`] | upstream connections |
@@ -23,6 +23,7 @@
 //! | [`record`] | settles permit, tally and log once per request |
 //! | [`error`] | what can fail, and which status that is |
 
+pub mod answers;
 pub mod body;
 pub mod call;
 pub mod connect;

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http::StatusCode;
 use tracing::warn;
 
 use super::{
@@ -14,22 +15,25 @@ use super::{
 };
 use crate::{
     clock,
-    policy::{FallbackOutcome, Outcome, Reason, Target},
+    policy::{Fallback, Reason, Target},
     state::Permit,
 };
 
 /// Follows one request from its decision to its end. However it ends (answered, failed, cancelled,
-/// dropped), it is counted once, and the permit is settled once.
+/// dropped), it is counted once, and each permit is settled once.
 pub struct Record {
     worker: Rc<Worker>,
     reason: Reason,
     started: Instant,
+    /// For the upstream that has the request at the moment.
     permit: Option<Permit>,
+    /// When that upstream got it.
+    sent: Instant,
 }
 
 impl Record {
-    /// For a request that began at `started` and was decided by `reason`; `permit` if it goes to the
-    /// canary.
+    /// For a request that began at `started` and was decided by `reason`; `permit` if there is anything
+    /// to permit.
     pub fn new(
         worker: Rc<Worker>,
         reason: Reason,
@@ -41,6 +45,7 @@ impl Record {
             reason,
             started,
             permit,
+            sent: clock::recent(),
         }
     }
 
@@ -49,18 +54,46 @@ impl Record {
         self.reason
     }
 
-    /// Settles the permit. Only the first call counts; without one it is [`Outcome::Ignored`].
-    pub fn settle(&mut self, outcome: Outcome) {
-        if let Some(permit) = self.permit.take() {
-            permit.settle(outcome);
+    /// An upstream is being sent the request; how long it takes is counted from now.
+    pub fn sending(&mut self) {
+        self.sent = clock::recent();
+    }
+
+    /// The upstream could not have all of the request before `uploaded`: what its client took for it is not
+    /// the upstream's time.
+    pub fn has_all_since(&mut self, uploaded: Option<Instant>) {
+        self.sent = uploaded.map_or(self.sent, |uploaded| uploaded.max(self.sent));
+    }
+
+    /// The head of the final response has come. It is charged if its status says so; whether it is a
+    /// success shows when the last byte has come.
+    pub fn answered(&mut self, status: StatusCode) {
+        let (took, now) = self.took();
+        if let Some(permit) = &mut self.permit {
+            permit.answered(status.as_u16(), took, now, fastrand::f64());
         }
     }
 
-    /// An upstream failed: counts it, says so (seldom), and charges it if it is the canary.
+    /// The last byte of the response has come. Only the first end counts.
+    pub fn completed(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            permit.completed(clock::moment(clock::recent()), fastrand::f64());
+        }
+    }
+
+    /// What became of the request says nothing about the upstream.
+    pub fn ignored(&mut self) {
+        self.permit = None;
+    }
+
+    /// An upstream failed: counts it, charges it, and says so (seldom).
     pub fn failed(&mut self, target: Target, error: &UpstreamError) {
         self.worker.tally.failure(target, error.kind);
-        if target == Target::Canary {
-            self.settle(Outcome::Failure);
+        let (took, now) = self.took();
+        if let Some(permit) = &mut self.permit
+            && permit.target() == target
+        {
+            permit.failed(took, now, fastrand::f64());
         }
         if let Some(suppressed) = self.worker.warnings.targets[target.index()].allow() {
             warn!(
@@ -73,9 +106,23 @@ impl Record {
         }
     }
 
-    /// The request was replayed on main.
-    pub fn fell_back(&self, outcome: FallbackOutcome) {
-        self.worker.tally.fallback(outcome);
+    /// The request goes to another upstream now, with this permit.
+    pub fn moved(&mut self, permit: Option<Permit>) {
+        self.permit = permit;
+    }
+
+    /// The request was not answered by the upstream it was for.
+    pub fn fell_back(&self, fallback: Fallback) {
+        self.worker.tally.fallback(fallback);
+    }
+
+    /// How long the upstream has had the request, and the moment, where anybody wants to know.
+    fn took(&self) -> (Duration, Duration) {
+        if !self.permit.as_ref().is_some_and(Permit::watches_time) {
+            return (Duration::ZERO, Duration::ZERO);
+        }
+        let now = clock::now();
+        (now.saturating_duration_since(self.sent), clock::moment(now))
     }
 }
 

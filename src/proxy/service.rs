@@ -10,7 +10,7 @@
 
 use std::{rc::Rc, sync::Arc, time::Instant};
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use http::{Method, StatusCode, Version};
 use tracing::debug;
 
@@ -18,16 +18,18 @@ use super::{
     body::{Body, RequestBody},
     connection::Connection,
     error::{Chain, Refusal, RequestError},
-    fields::{Fields, Known},
+    fields::{Known, put_field},
     forward::{self, Exchange},
     headers,
     http1::head,
     message::{RequestHead, ResponseHead},
     record::Record,
-    sidecar,
+    sidecar::{self, Question},
     upgrade::Tunnel,
 };
 use crate::{
+    clock,
+    config::FixedAnswer,
     policy::{
         Decision, Facts, Reason, Target,
         decide::{after_sidecar, decide, forced_by_header},
@@ -37,6 +39,12 @@ use crate::{
 
 /// The path that is answered by the router itself.
 const HEALTH: &str = "/application/health";
+
+/// Name and value of a field.
+type Line<'a> = (&'a [u8], &'a [u8]);
+
+const TEXT: Line<'_> = (b"content-type", b"text/plain; charset=utf-8");
+const METHODS: &[u8] = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
 /// What the client gets.
 pub struct Reply {
@@ -73,7 +81,7 @@ async fn route(
 ) -> Result<Reply, RequestError> {
     headers::vet(&head)?;
     if is_health_check(&head) {
-        return Ok(text(StatusCode::OK, "OK"));
+        return Ok(own(StatusCode::OK, &[TEXT], "OK"));
     }
     let worker = &connection.worker;
     let snapshot = worker.snapshot.current();
@@ -85,7 +93,7 @@ async fn route(
 
     let facts = Facts {
         forced: forced_by_header(head.headers.get(Known::XCanary)),
-        limits: worker.admission.spent(),
+        barriers: worker.admission.barriers(clock::uptime),
     };
     let timeout = forward::response_timeout(config);
     let stream = || RequestBody::streaming(Bytes::new(), connection, timeout);
@@ -94,8 +102,13 @@ async fn route(
         // The rules ask for a sidecar only where there is one.
         (Decision::AskSidecar(_), None) => (Reason::NoSidecar, stream()),
         (Decision::AskSidecar(statuses), Some(sidecar)) => {
-            let (answer, body) =
-                sidecar::ask(connection, sidecar, &head, takes_trailers, timeout).await?;
+            let question = Question {
+                head: &head,
+                takes_trailers,
+                response_timeout: timeout,
+                statuses,
+            };
+            let (answer, body) = sidecar::decide(connection, sidecar, &question).await?;
             (after_sidecar(answer, statuses), body)
         }
     };
@@ -118,51 +131,70 @@ fn is_health_check(head: &RequestHead) -> bool {
     head.target.path() == HEALTH.as_bytes() && matches!(head.method, Method::GET | Method::HEAD)
 }
 
-/// A request for the canary needs a permit; refused, it goes to main.
+/// A request for the canary needs a permit; refused, it goes to main. Whether main may have it is for
+/// later: it may have the canary's too.
 fn admit(reason: Reason, admission: &Arc<Admission>) -> (Reason, Option<Permit>) {
     match (reason.target(), reason) {
         (Target::Main, reason) => (reason, None),
         (Target::Canary, Reason::HeaderTrue) => (reason, Some(admission.admit_forced())),
-        (Target::Canary, reason) => match admission.admit() {
-            Some(permit) => (reason, Some(permit)),
-            None => (reason.demoted(), None),
+        (Target::Canary, reason) => match admission.admit(clock::uptime) {
+            Ok(permit) => (reason, Some(permit)),
+            Err(refusal) => (reason.demoted(refusal), None),
         },
     }
+}
+
+/// What was configured for when nobody else can answer.
+pub fn fixed(answer: &FixedAnswer) -> Reply {
+    let content_type = (&b"content-type"[..], answer.content_type.as_bytes());
+    own(answer.status, &[content_type], answer.body.clone())
 }
 
 /// The answer to a request that no upstream answered.
 pub fn explain(error: &RequestError) -> Reply {
     debug!(error = %Chain(error), "request not forwarded");
-    let mut reply = text(error.status(), format!("canary-router: {error}\n"));
-    match error {
+    let text = format!("canary-router: {error}\n");
+    let mut reply = match error {
         RequestError::Refused(Refusal::Method) => {
-            // What follows a CONNECT may be meant for the tunnel that was not made.
-            reply.head.headers = own_fields(
-                "content-type: text/plain; charset=utf-8\r\n\
-                 allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n\r\n",
-            );
-            reply.then = Then::Close;
+            own(error.status(), &[TEXT, (b"allow", METHODS)], text)
         }
-        RequestError::Refused(_) | RequestError::Body(_) => reply.then = Then::Close,
-        RequestError::Upstream(_) => {}
-    }
+        RequestError::MainOpen(refused) => {
+            // Whole seconds (RFC 9110 section 10.2.3), and not at once.
+            let seconds = refused
+                .retry_after
+                .as_secs_f64()
+                .ceil()
+                .max(1.0)
+                .to_string();
+            let retry_after = (&b"retry-after"[..], seconds.as_bytes());
+            own(error.status(), &[TEXT, retry_after], text)
+        }
+        _ => own(error.status(), &[TEXT], text),
+    };
+    reply.then = match error {
+        // What follows a CONNECT may be meant for the tunnel that was not made.
+        RequestError::Refused(_) | RequestError::Body(_) => Then::Close,
+        RequestError::Upstream(_) | RequestError::MainOpen(_) => Then::Next,
+    };
     reply
 }
 
-fn text(status: StatusCode, text: impl Into<Bytes>) -> Reply {
+/// An answer of our own.
+fn own(status: StatusCode, lines: &[Line<'_>], body: impl Into<Bytes>) -> Reply {
+    let mut section = BytesMut::new();
+    for (name, value) in lines {
+        put_field(&mut section, name, value);
+    }
+    section.put_slice(b"\r\n");
+    let section = section.freeze();
     Reply {
         head: ResponseHead {
             status,
             reason: None,
             version: Version::HTTP_11,
-            headers: own_fields("content-type: text/plain; charset=utf-8\r\n\r\n"),
+            headers: head::fields(&section, 8).expect("what we say ourselves is well-formed"),
         },
-        body: Body::Text(text.into()),
+        body: Body::Text(body.into()),
         then: Then::Next,
     }
-}
-
-fn own_fields(section: &'static str) -> Fields {
-    let section = Bytes::from_static(section.as_bytes());
-    head::fields(&section, 8).expect("what we say ourselves is well-formed")
 }

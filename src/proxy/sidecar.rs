@@ -5,30 +5,30 @@
 //! request is none the worse: the answer is main within the sidecar's timeout, the upstream gets the
 //! request whole, and no more than `max-body` of it is held in memory.
 
-use std::{
-    future::poll_fn,
-    rc::Rc,
-    task::{Context, Poll, Waker},
-};
+use std::{future::poll_fn, rc::Rc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use tokio::task::spawn_local;
 use tracing::{debug, warn};
 
 use super::{
+    answers::{self, Kept, NoAnswer},
     body::RequestBody,
-    call::Call,
     connection::Connection,
     error::{Chain, RequestError},
     fields::Fields,
-    forward,
+    forward::{self, Answer},
     message::{Frame, RequestHead},
-    upload::Message,
+    upload::{Message, Part},
 };
-use crate::{clock, config::Sidecar, policy::SidecarAnswer};
+use crate::{
+    clock,
+    config::{Sidecar, SidecarBody},
+    policy::{
+        CacheResult, Outcome, Reason, SidecarAnswer, SidecarResult, SidecarStatuses,
+        decide::after_sidecar,
+    },
+};
 
-/// How much of a sidecar's response body is read so that its connection can be used again.
-const DRAINED_BYTES: usize = 64 << 10;
 /// The first allocation for a body whose length is not known, or is too large to be believed.
 const FIRST_ALLOCATION: usize = 16 << 10;
 
@@ -40,52 +40,182 @@ struct Collected {
     whole: bool,
 }
 
-/// Asks. Gives back the answer, and the request body for the upstream.
+/// Asks, or knows the answer already. Gives it back with the request body for the upstream.
 ///
 /// # Errors
 /// The request body broke off: nobody gets any of it.
-pub async fn ask(
+pub async fn decide(
     connection: &Rc<Connection>,
     sidecar: &Sidecar,
-    head: &RequestHead,
-    takes_trailers: bool,
-    response_timeout: std::time::Duration,
+    question: &Question<'_>,
 ) -> Result<(SidecarAnswer, RequestBody), RequestError> {
+    let worker = &connection.worker;
+    let untouched = || RequestBody::streaming(Bytes::new(), connection, question.response_timeout);
+    let cache = worker.answers.as_ref().zip(sidecar.cache.as_ref());
+    let cache = cache.map(|(answers, declared)| {
+        let key = answers::key(&declared.key, question.head, &connection.forwarded_for);
+        (answers, declared.ttl, key)
+    });
+    if let Some((answers, _, key)) = &cache
+        && let Some(answer) = Box::pin(answers.kept(key)).await
+    {
+        worker.tally.cache(CacheResult::Hit);
+        return Ok((answer, untouched()));
+    }
+    if worker.admission.sidecar().refuses(clock::uptime).is_some() {
+        worker.tally.sidecar(SidecarResult::BreakerOpen, None);
+        return Ok((SidecarAnswer::Failed, untouched()));
+    }
+    // Now, and not when it is this request's turn to ask: a client may take its time with its body, and
+    // neither who waits for the same answer nor the sidecar's breaker is to wait for that.
+    let (given, part, body) = match sidecar.body {
+        SidecarBody::None => (Bytes::new(), Part::None, untouched()),
+        SidecarBody::Full => shared_out(
+            collect(connection, sidecar).await?,
+            connection,
+            sidecar,
+            question,
+        ),
+    };
+    let asked = ask(connection, sidecar, question, given, part);
+    let answer = match cache {
+        None => asked.await.answer,
+        Some((answers, ttl, key)) => {
+            let asked = async { asked.await.to_be_kept(ttl) };
+            // Boxed, here and above: it would take its room in every request, also without a cache.
+            let (answer, result) = Box::pin(answers.get(key, asked)).await;
+            worker.tally.cache(result);
+            answer
+        }
+    };
+    Ok((answer, body))
+}
+
+/// What the sidecar gets of a body, and what the upstream.
+fn shared_out(
+    collected: Collected,
+    connection: &Rc<Connection>,
+    sidecar: &Sidecar,
+    question: &Question<'_>,
+) -> (Bytes, Part, RequestBody) {
     let Collected {
         read,
         trailers,
         whole,
-    } = collect(connection, sidecar).await?;
+    } = collected;
     let given = read.slice(..read.len().min(sidecar.max_body));
-    let partial = !whole || given.len() < read.len();
+    let part = match whole && given.len() == read.len() {
+        true => Part::All,
+        false => Part::Beginning,
+    };
     let body = match whole {
         true => RequestBody::whole(read, trailers),
-        false => RequestBody::streaming(read, connection, response_timeout),
+        false => RequestBody::streaming(read, connection, question.response_timeout),
+    };
+    (given, part, body)
+}
+
+/// What the sidecar is asked about.
+pub struct Question<'a> {
+    /// The request as the upstream will get it.
+    pub head: &'a RequestHead,
+    /// Whether the client said `TE: trailers`.
+    pub takes_trailers: bool,
+    /// How long the upstream may take to answer.
+    pub response_timeout: Duration,
+    /// What its answers mean.
+    pub statuses: SidecarStatuses,
+}
+
+/// What came of asking.
+struct Asked {
+    answer: SidecarAnswer,
+    /// How long the answer may be used, where it says so.
+    max_age: Option<Duration>,
+}
+
+impl Asked {
+    const FAILED: Asked = Asked {
+        answer: SidecarAnswer::Failed,
+        max_age: None,
+    };
+
+    fn to_be_kept(&self, ttl: Duration) -> Result<Kept, NoAnswer> {
+        match self.answer {
+            SidecarAnswer::Status(status) => Ok(Kept {
+                status,
+                ttl: self.max_age.unwrap_or(ttl),
+            }),
+            SidecarAnswer::Failed => Err(NoAnswer),
+        }
+    }
+}
+
+/// Asks, and gives the sidecar this part of the request body.
+async fn ask(
+    connection: &Connection,
+    sidecar: &Sidecar,
+    question: &Question<'_>,
+    given: Bytes,
+    part: Part,
+) -> Asked {
+    let worker = &connection.worker;
+    let Ok(pass) = worker.admission.sidecar().pass(clock::uptime) else {
+        worker.tally.sidecar(SidecarResult::BreakerOpen, None);
+        return Asked::FAILED;
     };
     let message = Message {
-        head,
+        head: question.head,
         client: &connection.forwarded_for,
-        takes_trailers,
+        takes_trailers: question.takes_trailers,
         upgrade: None,
-        partial: Some(partial),
+        sidecar: Some(part),
     };
-    let pool = &connection.worker.pools.sidecar;
+    let began = clock::now();
     let given = RequestBody::whole(given, None);
-    let asked = forward::ask(connection, pool, &sidecar.upstream, &message, given).await;
-    let answer = match asked {
-        Ok((status, call)) => {
-            drain(call, sidecar);
-            SidecarAnswer::Status(status.as_u16())
+    let asked = forward::ask(
+        connection,
+        &worker.pools.sidecar,
+        &sidecar.upstream,
+        &message,
+        given,
+    )
+    .await;
+    let now = clock::now();
+    let took = now.saturating_duration_since(began);
+    let (outcome, result, asked) = match asked {
+        Ok(Answer { head, call }) => {
+            call.drain(sidecar.upstream.client.timeout);
+            let answer = SidecarAnswer::Status(head.status.as_u16());
+            let asked = Asked {
+                answer,
+                max_age: answers::max_age(&head.headers),
+            };
+            (
+                Outcome::Success,
+                result_of(answer, question.statuses),
+                asked,
+            )
         }
         Err(error) => {
-            if let Some(suppressed) = connection.worker.warnings.sidecar.allow() {
+            if let Some(suppressed) = worker.warnings.sidecar.allow() {
                 let kind = error.kind.label();
                 warn!(kind, error = %Chain(&error), suppressed, "sidecar failed, the request goes to main");
             }
-            SidecarAnswer::Failed
+            (Outcome::Failure, SidecarResult::Error, Asked::FAILED)
         }
     };
-    Ok((answer, body))
+    pass.settle(outcome, took, clock::moment(now), fastrand::f64());
+    worker.tally.sidecar(result, Some(took));
+    asked
+}
+
+fn result_of(answer: SidecarAnswer, statuses: SidecarStatuses) -> SidecarResult {
+    match after_sidecar(answer, statuses) {
+        Reason::SidecarCanary => SidecarResult::Canary,
+        Reason::SidecarMain => SidecarResult::Main,
+        _ => SidecarResult::NonStandard,
+    }
 }
 
 /// Reads the body, up to `max-body`. A client that pauses for longer than the sidecar's timeout is
@@ -138,29 +268,4 @@ async fn collect(connection: &Connection, sidecar: &Sidecar) -> Result<Collected
         trailers,
         whole,
     })
-}
-
-/// Reads what the sidecar says beyond its status, so that the connection can be used again; not for
-/// ever, and nobody waits for it.
-fn drain(mut call: Box<Call>, sidecar: &Sidecar) {
-    // Most have said it already.
-    let mut cx = Context::from_waker(Waker::noop());
-    while let Poll::Ready(frame) = call.poll_frame(&mut cx) {
-        if !matches!(frame, Some(Ok(Frame::Data(_)))) || call.is_over() {
-            return;
-        }
-    }
-    let timeout = sidecar.upstream.client.timeout;
-    spawn_local(async move {
-        let mut drained = 0;
-        let read_all = async {
-            while let Some(Ok(Frame::Data(data))) = poll_fn(|cx| call.poll_frame(cx)).await {
-                drained += data.len();
-                if drained > DRAINED_BYTES {
-                    break;
-                }
-            }
-        };
-        let _dropped_when_late = tokio::time::timeout(timeout, read_all).await;
-    });
 }

@@ -5,7 +5,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use http::Method;
 
 use super::{
@@ -42,8 +42,19 @@ pub struct Message<'a> {
     pub takes_trailers: bool,
     /// The protocol that it asks to switch to.
     pub upgrade: Option<&'a [u8]>,
-    /// For a sidecar: whether it is given less than the whole body.
-    pub partial: Option<bool>,
+    /// For a sidecar: what it gets of the body.
+    pub sidecar: Option<Part>,
+}
+
+/// How much of a request body a sidecar gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// All of it.
+    All,
+    /// The beginning, for the rest is too long, or late.
+    Beginning,
+    /// Nothing, as it wants (`sidecar.body`).
+    None,
 }
 
 /// A request on its way out. Nothing of it belongs to a connection, so it can be taken to another one
@@ -106,7 +117,7 @@ impl Upload {
         head.put_slice(b" HTTP/1.1\r\n");
         put_field(&mut head, b"host", host);
         headers.put_without(
-            match message.partial {
+            match message.sidecar {
                 None => OURS,
                 Some(_) => OURS_TO_SIDECAR,
             },
@@ -116,8 +127,10 @@ impl Upload {
         if message.takes_trailers {
             head.put_slice(b"te: trailers\r\n");
         }
-        if message.partial == Some(true) {
-            head.put_slice(b"x-canary-body: partial\r\n");
+        match message.sidecar {
+            Some(Part::Beginning) => head.put_slice(b"x-canary-body: partial\r\n"),
+            Some(Part::None) => head.put_slice(b"x-canary-body: none\r\n"),
+            Some(Part::All) | None => {}
         }
         match self.coding {
             Coding::Length(length) => head::put_length(&mut head, length),
@@ -167,16 +180,17 @@ impl Upload {
         self.sent
     }
 
-    /// Forgets that anything was sent, so that it can be addressed and sent once more. Says whether it
-    /// could: what was sent of a body is no longer here.
-    pub fn rewind(&mut self) -> bool {
-        if self.coding != Coding::None {
-            return false;
-        }
+    /// Whether there is no body, so that nothing that was sent is gone.
+    pub fn is_bodiless(&self) -> bool {
+        self.coding == Coding::None
+    }
+
+    /// Forgets that anything was sent of a request without a body, so that it can be addressed and sent once
+    /// more.
+    pub fn rewind(&mut self) {
         self.outbox = Outbox::default();
         self.head_length = 0;
         self.sent = 0;
-        true
     }
 
     /// The length of the body, where it is known.
@@ -186,6 +200,26 @@ impl Upload {
             Coding::Length(length) => Some(length),
             Coding::Chunked => None,
         }
+    }
+
+    /// The same request from its beginning, for another upstream; `None` where too much of its body has
+    /// gone by, or none of it was [kept](RequestBody::keep).
+    pub fn again(self: Box<Self>) -> Option<Box<Upload>> {
+        self.body.again().map(Upload::new)
+    }
+
+    /// Whether it can be had [again](Upload::again).
+    pub fn is_repeatable(&self) -> bool {
+        self.body.is_kept()
+    }
+
+    /// What stays with its connection when it is taken from there: there is nothing to send any more, but what
+    /// was sent was sent.
+    pub fn spent(&self) -> Box<Upload> {
+        let mut spent = Upload::new(RequestBody::whole(Bytes::new(), None));
+        spent.sent = self.sent;
+        spent.has_trailers = self.has_trailers;
+        spent
     }
 
     /// Whether all of it was sent.

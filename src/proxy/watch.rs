@@ -67,6 +67,7 @@ pub struct Watch {
     stage: Cell<Stage>,
     since: Cell<Instant>,
     body_blocked: Cell<Option<Instant>>,
+    uploaded: Cell<Option<Instant>>,
     deadline: Cell<Option<Instant>>,
     deadline_paused: Cell<bool>,
     deadline_passed: Cell<bool>,
@@ -87,6 +88,7 @@ impl Watch {
             stage: Cell::new(Stage::Fresh),
             since: Cell::new(clock::now()),
             body_blocked: Cell::new(None),
+            uploaded: Cell::new(None),
             deadline: Cell::new(None),
             deadline_paused: Cell::new(false),
             deadline_passed: Cell::new(false),
@@ -141,6 +143,12 @@ impl Watch {
     pub fn upload_over(&self) {
         self.reading_body(false);
         self.deadline_paused.set(false);
+        self.uploaded.set(Some(clock::now()));
+    }
+
+    /// When the last request body that was streamed was over.
+    pub fn uploaded(&self) -> Option<Instant> {
+        self.uploaded.get()
     }
 
     /// Awaits `future` until `deadline`; a future that is ready wins. One at a time per connection.

@@ -21,6 +21,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
+    answers::Answers,
     connect::{Tls, TlsSettings},
     connection::Connection,
     conversation,
@@ -47,8 +48,10 @@ const LAST_MOMENT: Duration = Duration::from_millis(100);
 pub struct Worker {
     /// What the control plane decided.
     pub snapshot: Reader,
-    /// The canary's budgets.
+    /// Limits and breakers.
     pub admission: Arc<Admission>,
+    /// What the sidecar has said before, where it may be used again.
+    pub answers: Option<Answers>,
     /// What this worker counts.
     pub tally: TallyWriter,
     /// This worker's upstream connections.
@@ -102,8 +105,10 @@ pub struct Setup {
 pub struct Shared {
     /// Where they find the snapshot.
     pub published: Arc<Published>,
-    /// The canary's budgets.
+    /// Limits and breakers.
     pub admission: Arc<Admission>,
+    /// What the sidecar has said before, where it may be used again.
+    pub answers: Option<Answers>,
     /// How they speak TLS to upstreams.
     pub tls: TlsSettings,
     /// How many they are: each keeps its share of the idle connections.
@@ -120,6 +125,7 @@ impl Worker {
         let Shared {
             published,
             admission,
+            answers,
             tls,
             workers,
         } = shared;
@@ -137,6 +143,7 @@ impl Worker {
         Rc::new(Worker {
             snapshot: published.reader(),
             admission,
+            answers,
             tally,
             pools: Pools {
                 main: service(Rc::clone(&services)),

@@ -1,26 +1,38 @@
-//! Who may go to the canary: the two limits, behind a permit.
+//! Who may go to an upstream: limits and breakers, behind a permit.
 //!
 //! A request that is to go to the canary asks [`Admission::admit`]; only the [`Permit`] that it gets
 //! lets it through. The permit knows what it reserved and gives it back or charges it exactly once,
 //! when it is settled or dropped. There is no other way to count, so a limit cannot be overshot at
 //! any concurrency, and nothing that happens to a request (cancelled, panicked, forgotten) can
-//! wedge it.
+//! wedge it. Main has no limits, but may have a breaker: [`Admission::admit_main`].
 //!
-//! Checked three ways: the transitions are enumerated in [`crate::policy::quota`], the atomics are
-//! model-checked in `tests/loom.rs`, the whole through sockets in `tests/it/limits.rs`.
+//! Where the counts outlive the process, they may rise no further than a ceiling that is on disk
+//! already: what a crash forgets was counted there.
+//!
+//! Checked three ways: the transitions are enumerated in [`crate::policy::quota`] and
+//! [`crate::policy::breaker`], the atomics are model-checked in `tests/loom.rs`, the whole through
+//! sockets in `tests/it/limits.rs`.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
-use super::sync::AtomicU64;
+use super::{
+    gate::Gate,
+    sync::{AtomicU64, Mutex},
+};
 use crate::{
-    config::Limits,
+    config::{Breakers, Config, Limits},
     policy::{
-        LimitsSpent, Outcome,
+        Barriers, FailureRule, Outcome, Refusal, Target,
+        breaker::{Breaker, Rate, Refused, Saved, Settings, Ticket},
+        budget::Budget,
         quota::{ErrorQuota, take_token},
     },
 };
 
-/// The canary's budgets, shared by all workers.
+/// What stands before the upstreams, shared by all workers. Moments are since any fixed one.
 #[derive(Debug)]
 pub struct Admission {
     limits: Limits,
@@ -28,6 +40,63 @@ pub struct Admission {
     taken: AtomicU64,
     /// An [`ErrorQuota`], packed so that both of its numbers change in one step.
     errors: AtomicU64,
+    /// By [`Target::index`].
+    breakers: [Option<Guard>; Target::ALL.len()],
+    sidecar: Gate,
+    /// Of requests that are sent to main after the canary has failed.
+    repeats: Mutex<Budget>,
+    ceiling: Ceiling,
+}
+
+/// What the configuration says of all this.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// The canary's limits.
+    pub limits: Limits,
+    /// The breakers of both targets.
+    pub breakers: Breakers,
+    /// The share of canary requests that may be sent to main as well.
+    pub repeats: Rate,
+}
+
+impl Terms {
+    /// Of this configuration.
+    pub fn of(config: &Config) -> Terms {
+        Terms {
+            limits: config.limits,
+            breakers: config.breakers,
+            repeats: Rate(config.fallback.budget),
+        }
+    }
+}
+
+/// The sidecar's breaker. A question that fails costs a request its timeout, so a few in a row are enough to
+/// stop asking, and it is asked again soon.
+const SIDECAR: Settings = Settings {
+    failure_rate: None,
+    slow_calls: None,
+    failures_in_a_row: Some(5),
+    minimum_calls: 1,
+    window: Duration::from_secs(10),
+    wait_open: Duration::from_secs(1),
+    max_wait_open: Duration::from_secs(30),
+    permitted_half_open: 1,
+};
+
+/// A breaker, and what it takes for a failure.
+#[derive(Debug)]
+struct Guard {
+    gate: Gate,
+    failure: FailureRule,
+}
+
+/// How far the counts may rise at this moment.
+#[derive(Debug)]
+struct Ceiling {
+    requests: AtomicU64,
+    errors: AtomicU64,
+    /// How often a request was refused for no other reason.
+    refused: AtomicU64,
 }
 
 /// What is left of the budgets; `None` where the limit is off.
@@ -39,30 +108,97 @@ pub struct Remaining {
     pub errors: Option<u64>,
 }
 
-/// Lets one request through to the canary. Dropped without a word it counts as
+/// The counts at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Used {
+    /// Request tokens taken.
+    pub requests: u64,
+    /// Errors, and reservations that may become some.
+    pub errors: u64,
+}
+
+/// What a process that starts has to go on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Restored {
+    /// The counts.
+    pub used: Used,
+    /// The breakers, by [`Target::index`].
+    pub breakers: [Option<Saved>; Target::ALL.len()],
+}
+
+/// Lets one request through to an upstream. Dropped without a word it counts as
 /// [`Outcome::Ignored`].
 #[derive(Debug)]
 #[must_use = "a permit that is dropped at once lets nothing through"]
 pub struct Permit {
-    /// `None` once settled.
-    admission: Option<Arc<Admission>>,
-    reserved: bool,
+    admission: Arc<Admission>,
+    target: Target,
+    /// What the limits are still to be told. Settled, it is `None`.
+    quota: Option<Quota>,
+    /// What the breaker is still to be told.
+    ticket: Option<Ticket>,
+    /// How long the upstream took to answer.
+    took: Duration,
+}
+
+/// How a request stands with the error limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Quota {
+    Reserved,
+    /// Nothing is given back, but a failure is charged.
+    Charged,
 }
 
 impl Admission {
-    /// Fresh budgets.
-    pub fn new(limits: Limits) -> Arc<Admission> {
+    /// Fresh budgets, closed breakers.
+    pub fn new(terms: Terms, now: Duration) -> Arc<Admission> {
+        Admission::restore(terms, &Restored::default(), now)
+    }
+
+    /// As they were.
+    pub fn restore(terms: Terms, restored: &Restored, now: Duration) -> Arc<Admission> {
+        let Terms {
+            limits,
+            breakers,
+            repeats,
+        } = terms;
+        let guard = |target: Target| {
+            let config = match target {
+                Target::Main => breakers.main,
+                Target::Canary => breakers.canary,
+            }?;
+            let breaker = match restored.breakers[target.index()] {
+                Some(saved) => Breaker::restore(config.settings, saved, now),
+                None => Breaker::new(config.settings, now),
+            };
+            Some(Guard {
+                gate: Gate::new(breaker),
+                failure: config.failure,
+            })
+        };
+        let errors = ErrorQuota {
+            errors: restored.used.errors.try_into().unwrap_or(u32::MAX),
+            reserved: 0,
+        };
         Arc::new(Admission {
             limits,
-            taken: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
+            taken: AtomicU64::new(restored.used.requests),
+            errors: AtomicU64::new(pack(errors)),
+            breakers: Target::ALL.map(guard),
+            repeats: Mutex::new(Budget::new(repeats)),
+            sidecar: Gate::new(Breaker::new(SIDECAR, now)),
+            ceiling: Ceiling {
+                requests: AtomicU64::new(u64::MAX),
+                errors: AtomicU64::new(u64::MAX),
+                refused: AtomicU64::new(0),
+            },
         })
     }
 
-    /// Which limits are used up, so that nobody needs to ask the sidecar.
-    pub fn spent(&self) -> LimitsSpent {
+    /// What stands before the canary at this moment, so that nobody needs to ask the sidecar.
+    pub fn barriers(&self, now: impl FnOnce() -> Duration) -> Barriers {
         // Relaxed: a hint that saves work; admission itself decides in one atomic step.
-        LimitsSpent {
+        Barriers {
             requests: self
                 .limits
                 .requests
@@ -71,44 +207,96 @@ impl Admission {
                 .limits
                 .errors
                 .is_some_and(|limit| unpack(self.errors.load(Ordering::Relaxed)).spent(limit)),
+            breaker: self
+                .guard(Target::Canary)
+                .is_some_and(|guard| guard.gate.refuses(now).is_some()),
         }
     }
 
-    /// Asks for a request that the router chose to send. `None`: the request goes to main.
+    /// Asks for a request that the router chose to send to the canary.
     ///
-    /// Takes a request token for good and reserves an error; where one of the two is refused,
-    /// neither is kept.
-    pub fn admit(self: &Arc<Self>) -> Option<Permit> {
-        let reserved = match self.limits.errors {
-            None => false,
-            Some(limit) => {
-                self.update_errors(|quota| quota.reserve(limit))?;
-                true
-            }
-        };
-        // From here on the reservation cannot be lost: dropping the permit gives it back.
-        let permit = Permit {
-            admission: Some(Arc::clone(self)),
-            reserved,
-        };
-        if let Some(limit) = self.limits.requests {
-            // Relaxed: the counter stands alone; a read-modify-write is exact under any ordering.
-            self.taken
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
-                    take_token(taken, limit)
-                })
-                .ok()?;
+    /// Takes a request token for good, reserves an error, and is a probe where the breaker is half-open;
+    /// where one of the three is refused, none is kept.
+    ///
+    /// # Errors
+    /// The request goes to main.
+    pub fn admit(self: &Arc<Self>, now: impl FnOnce() -> Duration) -> Result<Permit, Refusal> {
+        let mut permit = Permit::new(self, Target::Canary);
+        // Whatever the permit has got is given back when it is dropped.
+        if let Some(guard) = self.guard(Target::Canary) {
+            let ticket = guard.gate.admit(now).map_err(|_| Refusal::Breaker)?;
+            permit.ticket = Some(ticket);
         }
-        Some(permit)
+        if let Some(limit) = self.limits.errors {
+            // Relaxed, here and below: a ceiling rises after what it stands for is on disk, and whoever
+            // sees that late is refused. For one that is lowered meanwhile it is looked at again.
+            let ceiling = || {
+                let ceiling = self.ceiling.errors.load(Ordering::Relaxed);
+                u32::try_from(ceiling).unwrap_or(u32::MAX).min(limit)
+            };
+            let before = ceiling();
+            let Some(quota) = self.update_errors(|quota| quota.reserve(before)) else {
+                self.refuse(before < limit);
+                return Err(Refusal::Limit);
+            };
+            permit.quota = Some(Quota::Reserved);
+            if u64::from(quota.errors) + u64::from(quota.reserved) > u64::from(ceiling()) {
+                self.refuse(true);
+                return Err(Refusal::Limit);
+            }
+        }
+        if let Some(limit) = self.limits.requests {
+            let ceiling = || self.ceiling.requests.load(Ordering::Relaxed).min(limit);
+            let before = ceiling();
+            // Acquire: see `lower_ceiling`. A read-modify-write is exact under any ordering.
+            let taken = self
+                .taken
+                .fetch_update(Ordering::Acquire, Ordering::Relaxed, |taken| {
+                    take_token(taken, before)
+                });
+            let Ok(taken) = taken else {
+                self.refuse(before < limit);
+                return Err(Refusal::Limit);
+            };
+            if taken >= ceiling() {
+                // The only token that is given back: nobody went anywhere with it.
+                self.taken.fetch_sub(1, Ordering::Relaxed);
+                self.refuse(true);
+                return Err(Refusal::Limit);
+            }
+        }
+        Ok(permit)
     }
 
     /// For a request that `X-Canary: true` forces: never refused, reserves nothing, is charged all
     /// the same.
     pub fn admit_forced(self: &Arc<Self>) -> Permit {
-        Permit {
-            admission: Some(Arc::clone(self)),
-            reserved: false,
-        }
+        let mut permit = Permit::new(self, Target::Canary);
+        permit.quota = self.limits.errors.map(|_| Quota::Charged);
+        permit.ticket = self.guard(Target::Canary).map(|guard| guard.gate.forced());
+        permit
+    }
+
+    /// Asks for a request to main. `None`: there is nothing to ask.
+    ///
+    /// # Errors
+    /// Main's breaker is open.
+    pub fn admit_main(
+        self: &Arc<Self>,
+        now: impl FnOnce() -> Duration,
+    ) -> Result<Option<Permit>, Refused> {
+        let Some(guard) = self.guard(Target::Main) else {
+            return Ok(None);
+        };
+        let mut permit = Permit::new(self, Target::Main);
+        permit.ticket = Some(guard.gate.admit(now)?);
+        Ok(Some(permit))
+    }
+
+    /// The canary has had a request; `again` says whether main is to have it too. Whether it may.
+    pub fn may_repeat(&self, again: bool, now: Duration) -> bool {
+        let mut repeats = self.repeats.lock().unwrap_or_else(PoisonError::into_inner);
+        repeats.ask(again, now)
     }
 
     /// What is left, for the metrics.
@@ -126,46 +314,164 @@ impl Admission {
         }
     }
 
-    fn end(&self, reserved: bool, outcome: Outcome) {
-        if self.limits.errors.is_none() || (!reserved && outcome != Outcome::Failure) {
-            return;
+    /// What is counted so far.
+    pub fn used(&self) -> Used {
+        let quota = unpack(self.errors.load(Ordering::Relaxed));
+        Used {
+            requests: self.taken.load(Ordering::Relaxed),
+            errors: u64::from(quota.errors) + u64::from(quota.reserved),
         }
-        let _always_some = self.update_errors(|quota| {
-            Some(if reserved {
-                quota.settle(outcome)
-            } else {
-                quota.charge(outcome)
-            })
-        });
     }
 
-    fn update_errors(&self, next: impl Fn(ErrorQuota) -> Option<ErrorQuota>) -> Option<()> {
-        // Relaxed: both numbers live in the one word, and no other memory hangs on them.
-        self.errors
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |packed| {
+    /// The breaker of a target, where it has one.
+    pub fn gate(&self, target: Target) -> Option<&Gate> {
+        self.guard(target).map(|guard| &guard.gate)
+    }
+
+    /// Whether the sidecar may be asked.
+    pub fn sidecar(&self) -> &Gate {
+        &self.sidecar
+    }
+
+    /// From now on the counts rise no further than this.
+    pub fn set_ceiling(&self, ceiling: Used) {
+        self.ceiling
+            .requests
+            .store(ceiling.requests, Ordering::Relaxed);
+        self.ceiling.errors.store(ceiling.errors, Ordering::Relaxed);
+    }
+
+    /// The same for one that may be lower than before. What is used by now: nobody who is not counted in it
+    /// gets past this ceiling any more, however long ago he saw the old one.
+    pub fn lower_ceiling(&self, ceiling: Used) -> Used {
+        self.set_ceiling(ceiling);
+        // Each count is read by changing it by nothing, so that it stands in one order with those who
+        // count: who came before is in what is read. Release: who comes after, by Acquire, sees the ceiling
+        // when he looks at it again.
+        let quota = unpack(self.errors.fetch_add(0, Ordering::Release));
+        Used {
+            requests: self.taken.fetch_add(0, Ordering::Release),
+            errors: u64::from(quota.errors) + u64::from(quota.reserved),
+        }
+    }
+
+    /// How many requests were refused because of the ceiling alone.
+    pub fn refused_by_ceiling(&self) -> u64 {
+        self.ceiling.refused.load(Ordering::Relaxed)
+    }
+
+    fn refuse(&self, by_ceiling: bool) {
+        if by_ceiling {
+            self.ceiling.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn guard(&self, target: Target) -> Option<&Guard> {
+        self.breakers[target.index()].as_ref()
+    }
+
+    /// What it is then.
+    fn update_errors(&self, next: impl Fn(ErrorQuota) -> Option<ErrorQuota>) -> Option<ErrorQuota> {
+        // Acquire: see `lower_ceiling`. Both numbers live in the one word, and no other memory hangs on them.
+        let before = self
+            .errors
+            .fetch_update(Ordering::Acquire, Ordering::Relaxed, |packed| {
                 next(unpack(packed)).map(pack)
             })
-            .ok()
-            .map(drop)
+            .ok()?;
+        next(unpack(before))
     }
 }
 
 impl Permit {
-    /// Ends the request.
-    pub fn settle(mut self, outcome: Outcome) {
-        self.end(outcome);
+    fn new(admission: &Arc<Admission>, target: Target) -> Permit {
+        Permit {
+            admission: Arc::clone(admission),
+            target,
+            quota: None,
+            ticket: None,
+            took: Duration::ZERO,
+        }
     }
 
-    fn end(&mut self, outcome: Outcome) {
-        if let Some(admission) = self.admission.take() {
-            admission.end(self.reserved, outcome);
+    /// Where it lets the request through to.
+    pub fn target(&self) -> Target {
+        self.target
+    }
+
+    /// Whether an error is reserved for what may still become one.
+    pub fn reserves(&self) -> bool {
+        self.quota == Some(Quota::Reserved)
+    }
+
+    /// Whether it is of any use to know when the request began and ends.
+    pub fn watches_time(&self) -> bool {
+        self.ticket.is_some()
+    }
+
+    /// The head of the final response has come, `took` after the request was sent. A bad status is charged
+    /// at once; whether a good one is a success shows when the last byte has come, but for a breaker's probe:
+    /// that is over.
+    pub fn answered(&mut self, status: u16, took: Duration, now: Duration, chance: f64) {
+        self.took = took;
+        match self.admission.limits.counted.of_status(status) {
+            Outcome::Success => {}
+            known => self.settle_quota(known),
+        }
+        if let Some(guard) = self.admission.guard(self.target) {
+            match guard.failure.of_status(status) {
+                // A probe has shown what it was for. A long download, or a client that reads slowly, would
+                // otherwise keep all others from the upstream for as long as that takes.
+                Outcome::Success if self.ticket.is_some_and(Ticket::is_probe) => {
+                    self.settle_ticket(Outcome::Success, now, chance);
+                }
+                Outcome::Success => {}
+                known => self.settle_ticket(known, now, chance),
+            }
+        }
+    }
+
+    /// The upstream gave no proper answer, or not all of it.
+    pub fn failed(&mut self, took: Duration, now: Duration, chance: f64) {
+        self.took = self.took.max(took);
+        self.settle_quota(Outcome::Failure);
+        self.settle_ticket(Outcome::Failure, now, chance);
+    }
+
+    /// The last byte of the response has come; what was not charged for its status is a success.
+    pub fn completed(mut self, now: Duration, chance: f64) {
+        self.settle_quota(Outcome::Success);
+        self.settle_ticket(Outcome::Success, now, chance);
+    }
+
+    fn settle_quota(&mut self, outcome: Outcome) {
+        let Some(quota) = self.quota.take() else {
+            return;
+        };
+        if quota == Quota::Charged && outcome != Outcome::Failure {
+            return;
+        }
+        let _always_some = self.admission.update_errors(|errors| {
+            Some(match quota {
+                Quota::Reserved => errors.settle(outcome),
+                Quota::Charged => errors.charge(outcome),
+            })
+        });
+    }
+
+    fn settle_ticket(&mut self, outcome: Outcome, now: Duration, chance: f64) {
+        if let (Some(ticket), Some(guard)) = (self.ticket.take(), self.admission.guard(self.target))
+        {
+            guard.gate.settle(ticket, outcome, self.took, now, chance);
         }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.end(Outcome::Ignored);
+        self.settle_quota(Outcome::Ignored);
+        // A call that says nothing is not counted, so it does not matter when it ended.
+        self.settle_ticket(Outcome::Ignored, Duration::ZERO, 0.0);
     }
 }
 
@@ -185,12 +491,43 @@ fn unpack(packed: u64) -> ErrorQuota {
 mod tests {
     use super::*;
 
+    const NOW: Duration = Duration::ZERO;
+
+    fn terms(limits: Limits) -> Terms {
+        Terms {
+            limits,
+            breakers: Breakers::default(),
+            repeats: Rate(2_000),
+        }
+    }
+
     fn limits(requests: Option<u64>, errors: Option<u32>) -> Arc<Admission> {
-        Admission::new(Limits {
+        let limits = Limits {
             requests,
             errors,
             ..Limits::default()
-        })
+        };
+        Admission::new(terms(limits), NOW)
+    }
+
+    fn admit(admission: &Arc<Admission>) -> Option<Permit> {
+        admission.admit(|| NOW).ok()
+    }
+
+    fn spent(admission: &Admission) -> Barriers {
+        admission.barriers(|| NOW)
+    }
+
+    /// Ends a request with a status that is good or bad for all rules.
+    fn settle(mut permit: Permit, outcome: Outcome) {
+        match outcome {
+            Outcome::Success => {
+                permit.answered(200, NOW, NOW, 0.0);
+                permit.completed(NOW, 0.0);
+            }
+            Outcome::Failure => permit.failed(NOW, NOW, 0.0),
+            Outcome::Ignored => drop(permit),
+        }
     }
 
     #[test]
@@ -207,9 +544,9 @@ mod tests {
     fn limits_that_are_off_refuse_nothing() {
         let admission = limits(None, None);
         for _ in 0..1000 {
-            admission.admit().unwrap().settle(Outcome::Failure);
+            settle(admit(&admission).unwrap(), Outcome::Failure);
         }
-        assert_eq!(admission.spent(), LimitsSpent::default());
+        assert_eq!(spent(&admission), Barriers::default());
         assert_eq!(
             admission.remaining(),
             Remaining {
@@ -222,8 +559,8 @@ mod tests {
     #[test]
     fn a_permit_refused_by_the_request_limit_gives_its_reservation_back() {
         let admission = limits(Some(1), Some(5));
-        let first = admission.admit().unwrap();
-        assert!(admission.admit().is_none());
+        let first = admit(&admission).unwrap();
+        assert!(admit(&admission).is_none());
         assert_eq!(
             admission.remaining(),
             Remaining {
@@ -231,7 +568,7 @@ mod tests {
                 errors: Some(4)
             }
         );
-        first.settle(Outcome::Success);
+        settle(first, Outcome::Success);
         assert_eq!(
             admission.remaining(),
             Remaining {
@@ -244,28 +581,28 @@ mod tests {
     #[test]
     fn a_permit_refused_by_the_error_limit_takes_no_token() {
         let admission = limits(Some(10), Some(1));
-        let held = admission.admit().unwrap();
-        assert!(admission.admit().is_none());
+        let held = admit(&admission).unwrap();
+        assert!(admit(&admission).is_none());
         assert_eq!(admission.remaining().requests, Some(9));
         drop(held);
-        assert!(admission.admit().is_some());
+        assert!(admit(&admission).is_some());
     }
 
     #[test]
     fn a_dropped_permit_counts_as_ignored() {
         let admission = limits(None, Some(1));
-        drop(admission.admit().unwrap());
+        drop(admit(&admission).unwrap());
         assert_eq!(admission.remaining().errors, Some(1));
-        assert!(!admission.spent().errors);
+        assert!(!spent(&admission).errors);
     }
 
     #[test]
     fn forced_requests_are_never_refused_and_their_failures_are_charged() {
         let admission = limits(Some(1), Some(2));
         for _ in 0..5 {
-            admission.admit_forced().settle(Outcome::Failure);
+            settle(admission.admit_forced(), Outcome::Failure);
         }
-        assert!(admission.spent().errors);
+        assert!(spent(&admission).errors);
         assert_eq!(
             admission.remaining(),
             Remaining {
@@ -273,8 +610,8 @@ mod tests {
                 errors: Some(0)
             }
         );
-        assert!(admission.admit().is_none());
-        admission.admit_forced().settle(Outcome::Success);
+        assert!(admit(&admission).is_none());
+        settle(admission.admit_forced(), Outcome::Success);
     }
 
     #[test]
@@ -285,8 +622,8 @@ mod tests {
                 .map(|_| {
                     scope.spawn(|| {
                         (0..1000)
-                            .filter_map(|_| admission.admit())
-                            .map(|permit| permit.settle(Outcome::Failure))
+                            .filter_map(|_| admit(&admission))
+                            .map(|permit| settle(permit, Outcome::Failure))
                             .count()
                     })
                 })
@@ -297,5 +634,195 @@ mod tests {
                 .sum()
         });
         assert_eq!(failed, 15);
+    }
+
+    mod breakers {
+        use super::*;
+        use crate::{config::Breaker as Configured, policy::breaker::State};
+
+        const LATER: Duration = Duration::from_secs(40);
+
+        fn admission(errors: Option<u32>) -> Arc<Admission> {
+            let settings = Settings {
+                failure_rate: Some(Rate(5_000)),
+                slow_calls: None,
+                failures_in_a_row: None,
+                minimum_calls: 2,
+                window: Duration::from_secs(10),
+                wait_open: Duration::from_secs(30),
+                max_wait_open: Duration::from_secs(300),
+                permitted_half_open: 1,
+            };
+            let breaker = Some(Configured {
+                settings,
+                failure: FailureRule::ServerError,
+            });
+            let limits = Limits {
+                errors,
+                ..Limits::default()
+            };
+            let terms = Terms {
+                breakers: Breakers {
+                    canary: breaker,
+                    main: breaker,
+                },
+                ..terms(limits)
+            };
+            Admission::new(terms, NOW)
+        }
+
+        fn opened(errors: Option<u32>) -> Arc<Admission> {
+            let admission = admission(errors);
+            for _ in 0..2 {
+                settle(admit(&admission).unwrap(), Outcome::Failure);
+            }
+            assert_eq!(state(&admission, Target::Canary), State::Open);
+            admission
+        }
+
+        fn state(admission: &Admission, target: Target) -> State {
+            admission
+                .gate(target)
+                .unwrap()
+                .with(|breaker| breaker.state())
+        }
+
+        #[test]
+        fn each_counts_by_its_own_rule() {
+            let admission = admission(Some(10));
+            for _ in 0..3 {
+                let mut permit = admit(&admission).unwrap();
+                permit.answered(404, NOW, NOW, 0.0);
+                permit.completed(NOW, 0.0);
+            }
+            // A failure for the limit at once, a success for the breaker in the end.
+            assert_eq!(admission.remaining().errors, Some(7));
+            assert_eq!(state(&admission, Target::Canary), State::Closed);
+        }
+
+        #[test]
+        fn a_bad_status_is_charged_before_its_body_has_come_and_only_once() {
+            let admission = admission(Some(10));
+            let mut permits: Vec<_> = (0..2).map(|_| admit(&admission).unwrap()).collect();
+            for permit in &mut permits {
+                permit.answered(500, NOW, NOW, 0.0);
+            }
+            assert_eq!(state(&admission, Target::Canary), State::Open);
+            for permit in permits {
+                permit.completed(NOW, 0.0);
+            }
+            assert_eq!(admission.remaining().errors, Some(8));
+        }
+
+        #[test]
+        fn a_body_that_breaks_off_is_a_failure_for_both() {
+            let admission = admission(Some(10));
+            for _ in 0..2 {
+                let mut permit = admit(&admission).unwrap();
+                permit.answered(200, NOW, NOW, 0.0);
+                permit.failed(NOW, NOW, 0.0);
+            }
+            assert_eq!(admission.remaining().errors, Some(8));
+            assert_eq!(state(&admission, Target::Canary), State::Open);
+        }
+
+        #[test]
+        fn an_open_breaker_refuses_and_reserves_nothing() {
+            let admission = opened(Some(10));
+            assert_eq!(admission.admit(|| NOW).err(), Some(Refusal::Breaker));
+            assert!(admission.barriers(|| NOW).breaker);
+            assert_eq!(admission.remaining().errors, Some(8));
+        }
+
+        #[test]
+        fn a_probe_that_a_limit_refuses_or_that_is_dropped_leaves_its_place() {
+            let admission = opened(Some(2));
+            assert_eq!(admission.admit(|| LATER).err(), Some(Refusal::Limit));
+            assert_eq!(state(&admission, Target::Canary), State::HalfOpen);
+            assert!(
+                !admission.barriers(|| LATER).breaker,
+                "there is room for a probe"
+            );
+
+            let admission = opened(None);
+            let probe = admission.admit(|| LATER).unwrap();
+            assert_eq!(admission.admit(|| LATER).err(), Some(Refusal::Breaker));
+            drop(probe);
+            let probe = admission.admit(|| LATER).unwrap();
+            settle(probe, Outcome::Success);
+            assert_eq!(state(&admission, Target::Canary), State::Closed);
+        }
+
+        #[test]
+        fn an_upgraded_probe_leaves_its_place_when_it_is_answered() {
+            let admission = opened(None);
+            let mut probe = admission.admit(|| LATER).unwrap();
+            probe.answered(101, NOW, LATER, 0.0);
+            assert!(admission.admit(|| LATER).is_ok());
+        }
+
+        #[test]
+        fn forced_requests_pass_an_open_breaker() {
+            let admission = opened(None);
+            settle(admission.admit_forced(), Outcome::Success);
+            assert_eq!(state(&admission, Target::Canary), State::Open);
+        }
+
+        #[test]
+        fn main_has_a_breaker_of_its_own() {
+            let admission = opened(None);
+            for _ in 0..2 {
+                let permit = admission.admit_main(|| NOW).unwrap().unwrap();
+                settle(permit, Outcome::Failure);
+            }
+            let refused = admission.admit_main(|| NOW).unwrap_err();
+            assert_eq!(refused.retry_after, Duration::from_secs(30));
+            assert!(limits(None, None).admit_main(|| NOW).unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn counts_rise_to_the_ceiling_and_no_further() {
+        let admission = limits(Some(10), Some(10));
+        let ceiling = Used {
+            requests: 4,
+            errors: 2,
+        };
+        admission.set_ceiling(ceiling);
+        let held: Vec<_> = (0..3).filter_map(|_| admit(&admission)).collect();
+        assert_eq!((held.len(), admission.refused_by_ceiling()), (2, 1));
+        assert_eq!(
+            spent(&admission),
+            Barriers::default(),
+            "no limit is used up"
+        );
+        drop(held);
+        assert_eq!((0..5).filter_map(|_| admit(&admission)).count(), 2);
+        assert_eq!(
+            admission.used(),
+            Used {
+                requests: 4,
+                errors: 0
+            }
+        );
+    }
+
+    #[test]
+    fn what_was_used_is_used_after_a_restart() {
+        let restored = Restored {
+            used: Used {
+                requests: 9,
+                errors: 15,
+            },
+            ..Restored::default()
+        };
+        let limits = Limits {
+            requests: Some(10),
+            errors: Some(15),
+            ..Limits::default()
+        };
+        let admission = Admission::restore(terms(limits), &restored, NOW);
+        assert!(spent(&admission).errors);
+        assert_eq!(admission.used(), restored.used);
     }
 }

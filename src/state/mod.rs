@@ -4,19 +4,27 @@
 //! kept behind permits ([`admission`]). Nothing else passes between the two planes.
 
 pub mod admission;
+pub mod durability;
+pub mod gate;
+pub mod ledger;
 pub mod lifecycle;
+pub mod persist;
 pub mod snapshot;
 pub mod tally;
 
 pub use admission::{Admission, Permit};
+pub use durability::Durability;
+pub use gate::Gate;
+pub use ledger::Ledger;
 pub use lifecycle::{Lifecycle, Phase};
+pub use persist::Kept;
 pub use snapshot::{Published, Snapshot};
 pub use tally::{Tally, TallyWriter};
 
-/// Atomics: the standard library's, or loom's where the models of `tests/loom.rs` run.
+/// Atomics and locks: the standard library's, or loom's where the models of `tests/loom.rs` run.
 mod sync {
     #[cfg(canary_loom)]
-    pub(super) use loom::sync::atomic::AtomicU64;
+    pub(super) use loom::sync::{Mutex, atomic::AtomicU64};
     #[cfg(not(canary_loom))]
-    pub(super) use std::sync::atomic::AtomicU64;
+    pub(super) use std::sync::{Mutex, atomic::AtomicU64};
 }

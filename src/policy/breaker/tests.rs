@@ -11,6 +11,7 @@ fn settings() -> Settings {
     Settings {
         failure_rate: Some(Rate(5_000)),
         slow_calls: None,
+        failures_in_a_row: None,
         minimum_calls: 2,
         window: WINDOW,
         wait_open: WAIT,
@@ -29,10 +30,24 @@ fn slow_settings() -> Settings {
     }
 }
 
+fn in_a_row_settings() -> Settings {
+    Settings {
+        failure_rate: None,
+        failures_in_a_row: Some(2),
+        ..settings()
+    }
+}
+
 /// One that has just opened, at `now`.
 fn opened(settings: Settings, now: Duration) -> Breaker {
     let mut breaker = Breaker::new(settings, now);
-    fail(&mut breaker, now, settings.minimum_calls);
+    fail(
+        &mut breaker,
+        now,
+        settings
+            .minimum_calls
+            .max(settings.failures_in_a_row.unwrap_or(0)),
+    );
     assert_eq!(breaker.state(), State::Open);
     breaker
 }
@@ -116,8 +131,13 @@ mod enumeration {
 
         fn is_too_bad(&self, settings: Settings) -> bool {
             let (calls, failures, slow) = self.window();
-            calls >= settings.minimum_calls
-                && (2 * failures >= calls || settings.slow_calls.is_some() && slow >= calls)
+            let failing = settings.failure_rate.is_some() && 2 * failures >= calls;
+            let slow = settings.slow_calls.is_some() && slow >= calls;
+            let row = self.calls.iter().rev().take_while(|call| call.1).count();
+            calls >= settings.minimum_calls && (failing || slow)
+                || settings
+                    .failures_in_a_row
+                    .is_some_and(|most| row >= most as usize)
         }
 
         /// Does `op`; false where it makes no sense.
@@ -259,7 +279,7 @@ mod enumeration {
         let mut visited = 0;
         let mut seen = [0; 3];
         for (permitted_half_open, minimum_calls) in [(1, 1), (2, 1), (1, 2), (2, 2)] {
-            for settings in [settings(), slow_settings()] {
+            for settings in [settings(), slow_settings(), in_a_row_settings()] {
                 let settings = Settings {
                     permitted_half_open,
                     minimum_calls,
@@ -321,6 +341,23 @@ fn failures_that_have_left_the_window_do_not_open_it() {
     fail(&mut breaker, WINDOW, 1);
     assert_eq!(breaker.state(), State::Closed);
     fail(&mut breaker, WINDOW, 1);
+    assert_eq!(breaker.state(), State::Open);
+}
+
+#[test]
+fn failures_in_a_row_open_it_however_much_went_well_before() {
+    let mut breaker = Breaker::new(in_a_row_settings(), ZERO);
+    let end = |breaker: &mut Breaker, outcome| {
+        let ticket = breaker.admit(ZERO).unwrap();
+        breaker.settle(ticket, outcome, ZERO, ZERO, 0.0);
+    };
+    for _ in 0..1_000 {
+        end(&mut breaker, Outcome::Success);
+        end(&mut breaker, Outcome::Failure);
+    }
+    end(&mut breaker, Outcome::Ignored);
+    assert_eq!(breaker.state(), State::Closed);
+    end(&mut breaker, Outcome::Failure);
     assert_eq!(breaker.state(), State::Open);
 }
 
