@@ -10,6 +10,8 @@
 mod support;
 
 mod bodies;
+mod breaker;
+mod cache;
 mod cli;
 mod connections;
 mod crowds;
@@ -32,8 +34,10 @@ mod metrics;
 mod peers;
 mod readme;
 mod reference;
+mod replay;
 mod shutdown;
 mod sidecar;
+mod state;
 mod timeouts;
 mod tls;
 mod trailers;

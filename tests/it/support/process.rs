@@ -106,6 +106,35 @@ impl Process {
         Process::spawn(command, folder, arguments)
     }
 
+    /// Starts it in `folder` so that a file that may not grow ([`Process::may_write`]) is an error to it, as on
+    /// a full disk, and not the end.
+    pub fn start_with_a_disk(folder: &Folder, arguments: &[&str]) -> Process {
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"trap '' XFSZ; exec "$0" "$@""#, BINARY]);
+        Process::spawn(command, folder, arguments)
+    }
+
+    /// The same, and so far it may not.
+    pub fn start_on_a_full_disk(folder: &Folder, arguments: &[&str]) -> Process {
+        let mut command = Command::new("sh");
+        let line = r#"trap '' XFSZ; exec prlimit --fsize=0: "$0" "$@""#;
+        command.args(["-c", line, BINARY]);
+        Process::spawn(command, folder, arguments)
+    }
+
+    /// Whether it can write to files from now on. Its output goes to pipes, which are none.
+    pub fn may_write(&self, may: bool) {
+        let limit = match may {
+            true => "--fsize=1048576:",
+            false => "--fsize=0:",
+        };
+        let status = Command::new("prlimit")
+            .args(["--pid", &self.child.id().to_string(), limit])
+            .status()
+            .unwrap();
+        assert!(status.success(), "prlimit {limit}: {status}");
+    }
+
     fn spawn(mut command: Command, folder: &Folder, arguments: &[&str]) -> Process {
         let mut child = command
             .args(arguments)
@@ -192,6 +221,12 @@ impl Process {
             .status()
             .unwrap();
         assert!(status.success(), "kill -{name}: {status}");
+    }
+
+    /// `kill -9`, at once.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     /// Waits for its end, and for all of its output.
