@@ -9,7 +9,7 @@ use crate::kit::{
     machine::{Cores, Others, run_on},
     message::Exchange,
     process::Folder,
-    proxies::{Proxy, Task},
+    proxies::{Guards, Proxy, Task},
     upstream::{Role, Seen, Upstream},
     workload::Workload,
 };
@@ -59,6 +59,7 @@ impl Cell<'_> {
             connections: self.connections,
             upstream: upstream.address,
             sidecar: self.workload.asks_sidecar().then_some(sidecar.address),
+            guards: Guards::Limits,
         };
         let process = proxy.start(&task, self.folder)?;
         run_on(&self.cores.load)?;

@@ -8,7 +8,7 @@ use crate::kit::{
     load::Load,
     machine::{Cores, run_on},
     process::Folder,
-    proxies::{Proxy, Task},
+    proxies::{Guards, Proxy, Task},
     upstream::{Role, Upstream},
     workload::Workload,
 };
@@ -57,6 +57,7 @@ fn measure_one(
         connections,
         upstream: upstream.address,
         sidecar: None,
+        guards: Guards::Limits,
     };
     let process = proxy.start(&task, folder)?;
     run_on(&cores.load)?;

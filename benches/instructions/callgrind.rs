@@ -46,7 +46,8 @@ impl Callgrind<'_> {
             workers: 1,
             connections: 1,
             upstream: upstream.address,
-            sidecar: (request == Request::Sidecar).then_some(sidecar.address),
+            sidecar: request.asks_sidecar().then_some(sidecar.address),
+            guards: request.guards(),
         };
         let config = self
             .folder

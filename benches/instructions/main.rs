@@ -28,6 +28,7 @@ use kit::{
     machine,
     message::Exchange,
     process::{Folder, find},
+    proxies::Guards,
 };
 
 /// Counts the instructions that the router executes per request, under valgrind --tool=callgrind.
@@ -75,6 +76,10 @@ enum Request {
     Post,
     /// GET, 64 KiB answer
     Large,
+    /// As `sidecar`, answered by the canary, which nothing guards
+    Canary,
+    /// The same with limits, breaker and replays on
+    Guarded,
 }
 
 impl Request {
@@ -84,12 +89,28 @@ impl Request {
             Request::Sidecar => "sidecar",
             Request::Post => "post",
             Request::Large => "large",
+            Request::Canary => "canary",
+            Request::Guarded => "guarded",
+        }
+    }
+
+    fn asks_sidecar(self) -> bool {
+        matches!(self, Request::Sidecar | Request::Canary | Request::Guarded)
+    }
+
+    fn guards(self) -> Guards {
+        match self {
+            Request::Canary => Guards::Off,
+            Request::Guarded => Guards::All,
+            Request::Plain | Request::Sidecar | Request::Post | Request::Large => Guards::Limits,
         }
     }
 
     fn exchange(self) -> Exchange {
         match self {
-            Request::Plain | Request::Sidecar => Exchange::new("GET", 0, 1 << 10),
+            Request::Plain | Request::Sidecar | Request::Canary | Request::Guarded => {
+                Exchange::new("GET", 0, 1 << 10)
+            }
             Request::Post => Exchange::new("POST", 16 << 10, 1 << 10),
             Request::Large => Exchange::new("GET", 0, 64 << 10),
         }

@@ -30,6 +30,19 @@ pub struct Task {
     pub connections: usize,
     pub upstream: SocketAddr,
     pub sidecar: Option<SocketAddr>,
+    /// What the router guards the canary with.
+    pub guards: Guards,
+}
+
+/// What stands before the canary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guards {
+    /// Nothing, and the sidecar sends everything there.
+    Off,
+    /// Both limits; the sidecar sends nothing there.
+    Limits,
+    /// Both limits, a breaker with both thresholds, replays; the sidecar sends everything there.
+    All,
 }
 
 impl fmt::Display for Proxy {
@@ -91,10 +104,6 @@ pub fn router(address: SocketAddr, task: &Task) -> Result<String> {
     let mut config = json!({
         "main-target": format!("http://{}", task.upstream),
         "canary-target": format!("http://{}", task.upstream),
-        "circuit-breaker": {
-            "request-limit-canary": 1_000_000_000,
-            "error-limit-canary": 1_000_000_000
-        },
         "router-server": {
             "host": address.ip().to_string(),
             "port": address.port(),
@@ -108,6 +117,24 @@ pub fn router(address: SocketAddr, task: &Task) -> Result<String> {
     });
     if let Some(sidecar) = task.sidecar {
         config["sidecar-url"] = format!("http://{sidecar}").into();
+        if task.guards != Guards::Limits {
+            // It says 204 to everything.
+            config["canary-sidecar-status"] = 204.into();
+            config["main-sidecar-status"] = 200.into();
+        }
+    }
+    if task.guards != Guards::Off {
+        config["circuit-breaker"] = json!({
+            "request-limit-canary": 1_000_000_000,
+            "error-limit-canary": 1_000_000_000
+        });
+    }
+    if task.guards == Guards::All {
+        let breaker = &mut config["circuit-breaker"];
+        breaker["failure-rate-threshold"] = 50.into();
+        breaker["slow-call-rate-threshold"] = 50.into();
+        breaker["slow-call-duration"] = "1s".into();
+        config["fallback"] = json!({"replay": "failures"});
     }
     Ok(format!("{config:#}\n"))
 }
