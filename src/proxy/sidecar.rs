@@ -5,7 +5,11 @@
 //! request is none the worse: the answer is main within the sidecar's timeout, the upstream gets the
 //! request whole, and no more than `max-body` of it is held in memory.
 
-use std::{future::poll_fn, rc::Rc, time::Duration};
+use std::{
+    future::poll_fn,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use tracing::{debug, warn};
@@ -27,6 +31,7 @@ use crate::{
         CacheResult, Outcome, Reason, SidecarAnswer, SidecarResult, SidecarStatuses,
         decide::after_sidecar,
     },
+    state::gate::Pass,
 };
 
 /// The first allocation for a body whose length is not known, or is too large to be believed.
@@ -171,7 +176,11 @@ async fn ask(
         upgrade: None,
         sidecar: Some(part),
     };
-    let began = clock::now();
+    let turn = Turn {
+        pass: Some(pass),
+        began: clock::now(),
+        patience: sidecar.upstream.client.timeout / 2,
+    };
     let given = RequestBody::whole(given, None);
     let asked = forward::ask(
         connection,
@@ -181,8 +190,6 @@ async fn ask(
         given,
     )
     .await;
-    let now = clock::now();
-    let took = now.saturating_duration_since(began);
     let (outcome, result, asked) = match asked {
         Ok(Answer { head, call }) => {
             call.drain(sidecar.upstream.client.timeout);
@@ -205,9 +212,43 @@ async fn ask(
             (Outcome::Failure, SidecarResult::Error, Asked::FAILED)
         }
     };
-    pass.settle(outcome, took, clock::moment(now), fastrand::f64());
+    let took = turn.end(outcome);
     worker.tally.sidecar(result, Some(took));
     asked
+}
+
+/// A request's turn to ask. If its client leaves when the sidecar has had half of its time, the sidecar has
+/// failed: otherwise clients that are less patient than `to-sidecar.timeout` would go on asking one that
+/// hangs.
+struct Turn<'a> {
+    pass: Option<Pass<'a>>,
+    began: Instant,
+    patience: Duration,
+}
+
+impl Turn<'_> {
+    /// How long it took.
+    fn end(mut self, outcome: Outcome) -> Duration {
+        let now = clock::now();
+        let took = now.saturating_duration_since(self.began);
+        if let Some(pass) = self.pass.take() {
+            pass.settle(outcome, took, clock::moment(now), fastrand::f64());
+        }
+        took
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let Some(pass) = self.pass.take() else {
+            return;
+        };
+        let now = clock::now();
+        let took = now.saturating_duration_since(self.began);
+        if took >= self.patience {
+            pass.settle(Outcome::Failure, took, clock::moment(now), fastrand::f64());
+        }
+    }
 }
 
 fn result_of(answer: SidecarAnswer, statuses: SidecarStatuses) -> SidecarResult {

@@ -55,6 +55,27 @@ async fn text(trio: &Trio, headers: &str) -> String {
     response.text()
 }
 
+/// Clients that are less patient than the router must not keep a sidecar in use that hangs.
+#[tokio::test]
+async fn a_sidecar_that_outlasts_its_clients_is_not_asked_for_ever() {
+    let config = json!({"proxy-client": {"to-sidecar": {"timeout": "4s"}}});
+    let trio = with_sidecar(|_| vec![Step::Hang], config).await;
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        let mut client = Client::connect(trio.router.address).await;
+        client.send(head("GET /", "")).await;
+        clients.push(client);
+    }
+    eventually(|| trio.sidecar.count() == 5).await;
+    // Half of the sidecar's time: that is what is tested.
+    tokio::time::sleep(Duration::from_millis(2_050)).await;
+    drop(clients);
+    trio.router.counts(&state("open"), 1.0).await;
+    trio.router.counts(&asked_for("error"), 0.0).await;
+    assert_eq!(text(&trio, "").await, "main");
+    assert_eq!(trio.sidecar.count(), 5);
+}
+
 #[tokio::test]
 async fn a_sidecar_that_hangs_is_asked_by_a_few_then_by_one_at_a_time_until_it_answers() {
     let healthy = Arc::new(AtomicBool::new(false));
