@@ -2,7 +2,7 @@
 
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
-# ring compiles a little C.
+# ring and uapi compile a little C.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev \
