@@ -110,7 +110,7 @@ impl Exchange<'_> {
         record.moved(permit);
         match self.send(Target::Main, upload, &mut record).await {
             Ok(answer) => self.pass_on(Target::Main, answer, record),
-            Err(unanswered) => Err(charged(unanswered.error, Target::Main, &mut record)),
+            Err(unanswered) => Err(unanswered.error),
         }
     }
 
@@ -126,7 +126,6 @@ impl Exchange<'_> {
         }
         match self.send(Target::Canary, upload, &mut record).await {
             Ok(mut answer) => {
-                record.answered(answer.head.status);
                 let is_bad = fallback.statuses.contains(&answer.head.status.as_u16());
                 let wanted = is_bad && may_be_repeated && answer.call.is_repeatable();
                 // What is not replayed stays with its call, which may not have sent all of it yet.
@@ -141,11 +140,10 @@ impl Exchange<'_> {
                         answer.call.drain(self.config.canary.client.timeout);
                         Box::pin(self.replay(upload, permit, record)).await
                     }
-                    None => self.pass_on_charged(Target::Canary, answer, record),
+                    None => self.pass_on(Target::Canary, answer, record),
                 }
             }
             Err(Unanswered { error, request }) => {
-                let error = charged(error, Target::Canary, &mut record);
                 let again = match request {
                     // Of no use to the canary and no burden to main, which would have had it without a
                     // canary: the budget is not for this.
@@ -219,11 +217,12 @@ impl Exchange<'_> {
             }
             Err(unanswered) => {
                 record.fell_back(Fallback::ReplayFailed);
-                Err(charged(unanswered.error, Target::Main, &mut record))
+                Err(unanswered.error)
             }
         }
     }
 
+    /// Sends, and charges the upstream for its answer, or for having none.
     async fn send(
         &self,
         target: Target,
@@ -248,26 +247,28 @@ impl Exchange<'_> {
         record.sending();
         let sent = send_once(self.connection, pool, upstream, &message, upload, informed).await;
         record.has_all_since(self.connection.watch.uploaded());
-        sent.map_err(|unanswered| Unanswered {
-            error: match unanswered.error {
-                CallError::Client(broken) => broken.into(),
-                CallError::Upstream(error) => error.into(),
-            },
-            request: unanswered.request,
-        })
+        match sent {
+            Ok(answer) => {
+                // Of a 101 it is not known yet whether anybody had asked for it.
+                if answer.head.status != StatusCode::SWITCHING_PROTOCOLS {
+                    record.answered(answer.head.status);
+                }
+                Ok(answer)
+            }
+            Err(Unanswered { error, request }) => {
+                let error = match error {
+                    CallError::Client(broken) => broken.into(),
+                    CallError::Upstream(error) => {
+                        record.failed(target, &error);
+                        error.into()
+                    }
+                };
+                Err(Unanswered { error, request })
+            }
+        }
     }
 
     fn pass_on(
-        &self,
-        target: Target,
-        answer: Answer,
-        mut record: Record,
-    ) -> Result<Reply, RequestError> {
-        record.answered(answer.head.status);
-        self.pass_on_charged(target, answer, record)
-    }
-
-    fn pass_on_charged(
         &self,
         target: Target,
         answer: Answer,
@@ -296,6 +297,7 @@ impl Exchange<'_> {
                 record.failed(target, &error);
                 return Err(error.into());
             };
+            record.answered(head.status);
             return Ok(Reply {
                 head,
                 body: Body::Text(Bytes::new()),
@@ -379,14 +381,6 @@ async fn send_once(
             request => return Err(Unanswered { error, request }),
         }
     }
-}
-
-/// Charges the upstream, if it is its fault.
-fn charged(error: RequestError, target: Target, record: &mut Record) -> RequestError {
-    if let RequestError::Upstream(error) = &error {
-        record.failed(target, error);
-    }
-    error
 }
 
 /// Asks the sidecar: the same sending, without any of the passing on.

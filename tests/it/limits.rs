@@ -55,6 +55,18 @@ async fn in_flight(trio: &Trio, request: &str) -> Client {
     client
 }
 
+/// It was once taken for the neutral one that was asked for, before anybody had looked whether it was.
+#[tokio::test]
+async fn a_101_that_nobody_asked_for_is_an_error() {
+    let unasked = b"HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+    let trio = against(|_| vec![Step::Write(unasked.to_vec())], error_limit(3)).await;
+    for headers in ["", FORCED] {
+        let response = get(trio.router.address, "/", headers).await;
+        assert_eq!(response.status, 502);
+    }
+    trio.router.counts(ERRORS_LEFT, 1.0).await;
+}
+
 #[tokio::test]
 async fn of_100_concurrent_requests_exactly_45_reach_the_canary() {
     let trio = Trio::named(json!({"circuit-breaker": {"request-limit-canary": 45}})).await;
