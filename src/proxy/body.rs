@@ -29,18 +29,8 @@ pub struct RequestBody {
     rest: Option<Rest>,
     trailers: Option<Fields>,
     /// What has gone by, where it may be wanted once more.
-    kept: Keep,
+    kept: Option<Box<Kept>>,
     log: Option<BodyLog>,
-}
-
-/// What is kept of a body that goes by.
-enum Keep {
-    /// It is not kept, or was longer than it might be.
-    No,
-    /// There is nothing to keep.
-    Nothing,
-    /// All so far.
-    All(Box<Kept>),
 }
 
 /// The beginning of a body that is not to be longer than so much.
@@ -70,7 +60,7 @@ impl RequestBody {
             read,
             rest: None,
             trailers,
-            kept: Keep::No,
+            kept: None,
             log: None,
         }
     }
@@ -90,29 +80,24 @@ impl RequestBody {
     /// Keeps what goes by, so that the body can be had [again](RequestBody::again), unless it turns out to
     /// be longer than `most` bytes.
     pub fn keep(&mut self, most: usize) {
-        self.kept = match self.length() {
-            _ if self.is_over() => Keep::Nothing,
-            Some(length) if length > most as u64 => Keep::No,
-            _ => Keep::All(Box::new(Kept {
+        let fits = self.length().is_none_or(|length| length <= most as u64);
+        if fits && !self.is_over() {
+            self.kept = Some(Box::new(Kept {
                 data: BytesMut::new(),
                 trailers: None,
                 most,
-            })),
-        };
+            }));
+        }
     }
 
     /// Whether it can be had again.
     pub fn is_kept(&self) -> bool {
-        !matches!(self.kept, Keep::No)
+        self.kept.is_some()
     }
 
     /// The body from its beginning: what was kept, then what is still to come.
-    pub fn again(mut self) -> Option<RequestBody> {
-        let kept = match std::mem::replace(&mut self.kept, Keep::No) {
-            Keep::No => return None,
-            Keep::Nothing => return Some(self),
-            Keep::All(kept) => kept,
-        };
+    pub fn again(self) -> Option<RequestBody> {
+        let kept = self.kept?;
         Some(RequestBody {
             // What was not taken yet was all in front.
             read: match self.read.is_empty() {
@@ -121,7 +106,7 @@ impl RequestBody {
             },
             rest: self.rest,
             trailers: kept.trailers.or(self.trailers),
-            kept: Keep::No,
+            kept: None,
             log: None,
         })
     }
@@ -163,10 +148,10 @@ impl RequestBody {
         if let (Some(log), Some(Ok(Frame::Data(data)))) = (&mut self.log, &frame) {
             log.add(data);
         }
-        if let Keep::All(kept) = &mut self.kept {
+        if let Some(kept) = &mut self.kept {
             match &frame {
                 Some(Ok(Frame::Data(data))) if kept.data.len() + data.len() > kept.most => {
-                    self.kept = Keep::No;
+                    self.kept = None;
                 }
                 // Copied: a small piece would hold on to the whole buffer that it was read into.
                 Some(Ok(Frame::Data(data))) => kept.data.extend_from_slice(data),

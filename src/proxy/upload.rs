@@ -204,13 +204,17 @@ impl Upload {
 
     /// The same request from its beginning, for another upstream; `None` where too much of its body has
     /// gone by, or none of it was [kept](RequestBody::keep).
-    pub fn again(self: Box<Self>) -> Option<Box<Upload>> {
+    pub fn again(mut self: Box<Self>) -> Option<Box<Upload>> {
+        if self.is_bodiless() {
+            self.rewind();
+            return Some(self);
+        }
         self.body.again().map(Upload::new)
     }
 
     /// Whether it can be had [again](Upload::again).
     pub fn is_repeatable(&self) -> bool {
-        self.body.is_kept()
+        self.is_bodiless() || self.body.is_kept()
     }
 
     /// What stays with its connection when it is taken from there: there is nothing to send any more, but what
