@@ -29,9 +29,9 @@ use crate::{
     config::{Sidecar, SidecarBody},
     policy::{
         CacheResult, Outcome, Reason, SidecarAnswer, SidecarResult, SidecarStatuses,
-        decide::after_sidecar,
+        breaker::Ticket, decide::after_sidecar,
     },
-    state::gate::Pass,
+    state::Gate,
 };
 
 /// The first allocation for a body whose length is not known, or is too large to be believed.
@@ -165,7 +165,8 @@ async fn ask(
     part: Part,
 ) -> Asked {
     let worker = &connection.worker;
-    let Ok(pass) = worker.admission.sidecar().pass(clock::uptime) else {
+    let gate = worker.admission.sidecar();
+    let Some(turn) = Turn::begin(gate, sidecar.upstream.client.timeout) else {
         worker.tally.sidecar(SidecarResult::BreakerOpen, None);
         return Asked::FAILED;
     };
@@ -175,11 +176,6 @@ async fn ask(
         takes_trailers: question.takes_trailers,
         upgrade: None,
         sidecar: Some(part),
-    };
-    let turn = Turn {
-        pass: Some(pass),
-        began: clock::now(),
-        patience: sidecar.upstream.client.timeout / 2,
     };
     let given = RequestBody::whole(given, None);
     let asked = forward::ask(
@@ -221,33 +217,52 @@ async fn ask(
 /// failed: otherwise clients that are less patient than `to-sidecar.timeout` would go on asking one that
 /// hangs.
 struct Turn<'a> {
-    pass: Option<Pass<'a>>,
+    gate: &'a Gate,
+    /// `None` once it is over.
+    ticket: Option<Ticket>,
     began: Instant,
     patience: Duration,
 }
 
-impl Turn<'_> {
-    /// How long it took.
+impl<'a> Turn<'a> {
+    /// `None` where the sidecar is not to be asked.
+    fn begin(gate: &'a Gate, timeout: Duration) -> Option<Turn<'a>> {
+        Some(Turn {
+            ticket: Some(gate.admit(clock::uptime).ok()?),
+            gate,
+            began: clock::now(),
+            patience: timeout / 2,
+        })
+    }
+
+    /// The sidecar has answered, or has failed. How long it took.
     fn end(mut self, outcome: Outcome) -> Duration {
         let now = clock::now();
+        self.settle(outcome, now);
+        now.saturating_duration_since(self.began)
+    }
+
+    fn settle(&mut self, outcome: Outcome, now: Instant) {
         let took = now.saturating_duration_since(self.began);
-        if let Some(pass) = self.pass.take() {
-            pass.settle(outcome, took, clock::moment(now), fastrand::f64());
+        if let Some(ticket) = self.ticket.take() {
+            let chance = fastrand::f64();
+            self.gate
+                .settle(ticket, outcome, took, clock::moment(now), chance);
         }
-        took
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let Some(pass) = self.pass.take() else {
+        if self.ticket.is_none() {
             return;
-        };
-        let now = clock::now();
-        let took = now.saturating_duration_since(self.began);
-        if took >= self.patience {
-            pass.settle(Outcome::Failure, took, clock::moment(now), fastrand::f64());
         }
+        let now = clock::now();
+        let outcome = match now.saturating_duration_since(self.began) < self.patience {
+            true => Outcome::Ignored,
+            false => Outcome::Failure,
+        };
+        self.settle(outcome, now);
     }
 }
 

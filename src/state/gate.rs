@@ -44,18 +44,6 @@ impl Gate {
         }
     }
 
-    /// The same, with a pass that gives its ticket back when it is dropped without a word.
-    ///
-    /// # Errors
-    /// No call now.
-    pub fn pass(&self, now: impl FnOnce() -> Duration) -> Result<Pass<'_>, Refused> {
-        let ticket = self.admit(now)?;
-        Ok(Pass {
-            gate: self,
-            ticket: Some(ticket),
-        })
-    }
-
     /// See [`Breaker::refuses`].
     pub fn refuses(&self, now: impl FnOnce() -> Duration) -> Option<Refused> {
         match self.closed() {
@@ -100,38 +88,6 @@ impl Gate {
         // Relaxed: see where it is stored.
         let generation = self.closed.load(Ordering::Relaxed);
         (generation != NOT_CLOSED).then_some(generation)
-    }
-}
-
-/// Lets one call through. Dropped without a word it counts as [`Outcome::Ignored`].
-#[derive(Debug)]
-#[must_use = "a pass that is dropped at once lets nothing through"]
-pub struct Pass<'a> {
-    gate: &'a Gate,
-    ticket: Option<Ticket>,
-}
-
-impl Pass<'_> {
-    /// The call has ended; see [`Breaker::settle`].
-    pub fn settle(mut self, outcome: Outcome, took: Duration, now: Duration, chance: f64) {
-        if let Some(ticket) = self.ticket.take() {
-            self.gate.settle(ticket, outcome, took, now, chance);
-        }
-    }
-}
-
-impl Drop for Pass<'_> {
-    fn drop(&mut self) {
-        if let Some(ticket) = self.ticket.take() {
-            // A call that says nothing is not counted, so it does not matter when it ended.
-            self.gate.settle(
-                ticket,
-                Outcome::Ignored,
-                Duration::ZERO,
-                Duration::ZERO,
-                0.0,
-            );
-        }
     }
 }
 
