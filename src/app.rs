@@ -155,18 +155,19 @@ impl App {
             None => None,
         };
 
-        let durability = self.keeper.as_ref().map(|_| Arc::<Durability>::default());
-        let stop_keeper = match (self.keeper, &durability) {
-            (Some(keeper), Some(durability)) => {
-                let writer = keeper.start(terms, Arc::clone(&admission), Arc::clone(durability));
+        let kept = match self.keeper {
+            Some(keeper) => {
+                let durability = Arc::<Durability>::default();
+                let writer = keeper.start(terms, Arc::clone(&admission), Arc::clone(&durability));
                 let report = EndReport {
                     who: "state",
                     report: Some(report.clone()),
                 };
-                Some(keep(writer, report)?)
+                Some((keep(writer, report)?, durability))
             }
-            _ => None,
+            None => None,
         };
+        let (stop_keeper, durability) = kept.unzip();
         let mut tallies = Vec::with_capacity(workers);
         let shared = Shared {
             published: Arc::clone(&published),

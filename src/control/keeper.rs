@@ -117,19 +117,6 @@ impl Keeper {
         })
     }
 
-    /// Takes the file if it could not be taken before, by a disk that has recovered since: another process
-    /// may have it now. Some file systems know no locks at all; they are written without.
-    fn take_late(lock: &mut Option<File>, path: &Path) -> io::Result<()> {
-        if lock.is_none() {
-            match take(path) {
-                Ok(taken) => *lock = Some(taken),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
-                Err(_) => {}
-            }
-        }
-        Ok(())
-    }
-
     /// What was found.
     pub fn kept(&self) -> &Kept {
         &self.kept
@@ -165,7 +152,7 @@ impl Writer {
     fn look(&mut self, closing: bool) {
         let Keeper { path, lock, .. } = &mut self.keeper;
         let put = |text: &str| {
-            Keeper::take_late(lock, path)?;
+            take_late(lock, path)?;
             replace(path, text.as_bytes())
         };
         let (now, wall) = (clock::uptime(), clock::wall());
@@ -238,6 +225,19 @@ fn take(path: &Path) -> io::Result<File> {
         )),
         Err(fs::TryLockError::Error(error)) => Err(error),
     }
+}
+
+/// Takes the file if it could not be taken before, by a disk that has recovered since: another process
+/// may have it now. Some file systems know no locks at all; they are written without.
+fn take_late(lock: &mut Option<File>, path: &Path) -> io::Result<()> {
+    if lock.is_none() {
+        match take(path) {
+            Ok(taken) => *lock = Some(taken),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+            Err(_) => {}
+        }
+    }
+    Ok(())
 }
 
 /// After this the file is the new one, whatever happens; before it, the old one.

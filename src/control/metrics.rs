@@ -217,17 +217,11 @@ fn fallbacks(totals: &Totals) -> MetricFamily {
 }
 
 fn sidecar_results(totals: &Totals) -> MetricFamily {
-    let series = SidecarResult::ALL.iter().map(|result| {
-        counter(
-            &[("result", result.label())],
-            totals.sidecar_results[result.index()],
-        )
-    });
-    family(
+    let counts = SidecarResult::ALL.iter();
+    by_result(
         "canary_router_sidecar_results_total",
         "Questions to the sidecar by what came of them; answers from the cache are not among them",
-        MetricType::COUNTER,
-        series.collect(),
+        counts.map(|result| (result.label(), totals.sidecar_results[result.index()])),
     )
 }
 
@@ -244,17 +238,11 @@ fn sidecar_duration(totals: &Totals) -> MetricFamily {
 }
 
 fn sidecar_cache(totals: &Totals) -> MetricFamily {
-    let series = CacheResult::ALL.iter().map(|result| {
-        counter(
-            &[("result", result.label())],
-            totals.cache_results[result.index()],
-        )
-    });
-    family(
+    let counts = CacheResult::ALL.iter();
+    by_result(
         "canary_router_sidecar_cache_total",
         "Looks into the sidecar's cache",
-        MetricType::COUNTER,
-        series.collect(),
+        counts.map(|result| (result.label(), totals.cache_results[result.index()])),
     )
 }
 
@@ -300,15 +288,21 @@ fn breakers(admission: &Admission) -> [MetricFamily; 2] {
 
 fn state_writes(durability: &Durability) -> MetricFamily {
     let writes = durability.writes();
-    family(
+    by_result(
         "canary_router_state_writes_total",
         "Attempts to write the state file",
-        MetricType::COUNTER,
-        vec![
-            counter(&[("result", "failed")], writes.failed),
-            counter(&[("result", "succeeded")], writes.succeeded),
-        ],
+        [("failed", writes.failed), ("succeeded", writes.succeeded)].into_iter(),
     )
+}
+
+/// Counts that differ in the label `result`.
+fn by_result(
+    name: &str,
+    help: &str,
+    counts: impl Iterator<Item = (&'static str, u64)>,
+) -> MetricFamily {
+    let series = counts.map(|(result, count)| counter(&[("result", result)], count));
+    family(name, help, MetricType::COUNTER, series.collect())
 }
 
 fn family(name: &str, help: &str, kind: MetricType, series: Vec<Metric>) -> MetricFamily {

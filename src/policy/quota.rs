@@ -65,7 +65,8 @@ impl ErrorQuota {
             .unwrap_or(u32::MAX)
     }
 
-    fn claimed(self) -> u64 {
+    /// Errors, and reservations that may become some.
+    pub fn claimed(self) -> u64 {
         u64::from(self.errors) + u64::from(self.reserved)
     }
 }

@@ -14,13 +14,13 @@
 //! sockets in `tests/it/limits.rs`.
 
 use std::{
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use super::{
     gate::Gate,
-    sync::{AtomicU64, Mutex},
+    sync::{AtomicU64, Mutex, lock},
 };
 use crate::{
     config::{Breakers, Config, Limits},
@@ -240,7 +240,7 @@ impl Admission {
                 return Err(Refusal::Limit);
             };
             permit.quota = Some(Quota::Reserved);
-            if u64::from(quota.errors) + u64::from(quota.reserved) > u64::from(ceiling()) {
+            if quota.claimed() > ceiling().into() {
                 self.refuse(true);
                 return Err(Refusal::Limit);
             }
@@ -295,8 +295,7 @@ impl Admission {
 
     /// The canary has had a request; `again` says whether main is to have it too. Whether it may.
     pub fn may_repeat(&self, again: bool, now: Duration) -> bool {
-        let mut repeats = self.repeats.lock().unwrap_or_else(PoisonError::into_inner);
-        repeats.ask(again, now)
+        lock(&self.repeats).ask(again, now)
     }
 
     /// What is left, for the metrics.
@@ -319,7 +318,7 @@ impl Admission {
         let quota = unpack(self.errors.load(Ordering::Relaxed));
         Used {
             requests: self.taken.load(Ordering::Relaxed),
-            errors: u64::from(quota.errors) + u64::from(quota.reserved),
+            errors: quota.claimed(),
         }
     }
 
@@ -351,7 +350,7 @@ impl Admission {
         let quota = unpack(self.errors.fetch_add(0, Ordering::Release));
         Used {
             requests: self.taken.fetch_add(0, Ordering::Release),
-            errors: u64::from(quota.errors) + u64::from(quota.reserved),
+            errors: quota.claimed(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Whether what is to survive the process is on disk: written by who writes it, read by readiness and
 //! metrics.
 
-use std::sync::{Mutex, PoisonError};
+use super::sync::{Mutex, lock};
 
 /// How writing the state goes.
 #[derive(Debug, Default)]
@@ -21,24 +21,21 @@ pub struct Writes {
 impl Durability {
     /// It is on disk. Whether that is news.
     pub fn succeeded(&self) -> bool {
-        let mut writes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writes = lock(&self.0);
         writes.succeeded += 1;
         writes.failure.take().is_some()
     }
 
     /// It is not. Whether that is news.
     pub fn failed(&self, why: String) -> bool {
-        let mut writes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writes = lock(&self.0);
         writes.failed += 1;
         writes.failure.replace(why).is_none()
     }
 
     /// How it has gone so far.
     pub fn writes(&self) -> Writes {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.0).clone()
     }
 }
 

@@ -3,12 +3,9 @@
 //! While it is closed, asking costs one load, and no look at the clock: the lock is for calls that end, and
 //! for the other two states.
 
-use std::{
-    sync::{PoisonError, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::atomic::Ordering, time::Duration};
 
-use super::sync::{AtomicU64, Mutex};
+use super::sync::{AtomicU64, Mutex, lock};
 use crate::policy::{
     Outcome,
     breaker::{Breaker, Refused, Ticket},
@@ -74,8 +71,7 @@ impl Gate {
 
     /// Does something with the breaker.
     pub fn with<T>(&self, act: impl FnOnce(&mut Breaker) -> T) -> T {
-        // Nothing panics while it is locked, and if it did each step would still be whole.
-        let mut breaker = self.breaker.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut breaker = lock(&self.breaker);
         let result = act(&mut breaker);
         // Relaxed: whoever sees it late gets a ticket of a generation that is over, which is what a call
         // that began a moment earlier has too.

@@ -23,8 +23,15 @@ pub use tally::{Tally, TallyWriter};
 
 /// Atomics and locks: the standard library's, or loom's where the models of `tests/loom.rs` run.
 mod sync {
+    use std::sync::PoisonError;
+
     #[cfg(canary_loom)]
-    pub(super) use loom::sync::{Mutex, atomic::AtomicU64};
+    pub(super) use loom::sync::{Mutex, MutexGuard, atomic::AtomicU64};
     #[cfg(not(canary_loom))]
-    pub(super) use std::sync::{Mutex, atomic::AtomicU64};
+    pub(super) use std::sync::{Mutex, MutexGuard, atomic::AtomicU64};
+
+    /// Nothing panics while one of our locks is held, and if it did each step would still be whole.
+    pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
