@@ -22,7 +22,8 @@ use std::{
 use canary_router::{
     config::{Breaker, Breakers, Limits},
     policy::{
-        Decision, Facts, FailureRule, Reason, Rules, SidecarAnswer, SidecarStatuses, Target,
+        Decision, Facts, FailureRule, Reason, Refusal, Rules, SidecarAnswer, SidecarStatuses,
+        Target,
         breaker::{Rate, Settings, SlowCalls, State},
         decide::{after_sidecar, decide},
     },
@@ -60,65 +61,39 @@ fn the_promises_are_kept_whatever_happens() {
     }
     // What did not happen was not checked either.
     eprintln!("{sum:?}");
-    let Seen {
-        canary,
-        failures,
-        refused_by_limit,
-        refused_by_breaker,
-        probes,
-        late,
-        opened,
-        closed,
-        crashes,
-        restarts,
-        aborts,
-    } = sum;
-    let all = [
-        canary,
-        failures,
-        refused_by_limit,
-        refused_by_breaker,
-        probes,
-        late,
-        opened,
-        closed,
-        crashes,
-        restarts,
-        aborts,
-    ];
-    assert!(all.iter().all(|&times| times > SEEDS / 4), "{sum:?}");
+    assert!(sum.0.iter().all(|&times| times > SEEDS / 4), "{sum:?}");
 }
 
-/// How often what happened.
-#[derive(Debug, Clone, Copy, Default)]
-struct Seen {
-    canary: u64,
-    failures: u64,
-    refused_by_limit: u64,
-    refused_by_breaker: u64,
-    probes: u64,
-    /// Results of an earlier generation.
-    late: u64,
-    opened: u64,
-    closed: u64,
-    crashes: u64,
-    restarts: u64,
-    aborts: u64,
+/// What happens, beside time.
+#[derive(Debug, Clone, Copy)]
+enum What {
+    Canary,
+    Failure,
+    RefusedByLimit,
+    RefusedByBreaker,
+    Probe,
+    /// A result of an earlier generation.
+    Late,
+    Opened,
+    Closed,
+    Crash,
+    Restart,
+    Abort,
 }
+
+/// How often what happened, in the order of [`What`].
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen([u64; What::Abort as usize + 1]);
 
 impl Seen {
     fn add(&mut self, other: &Seen) {
-        self.canary += other.canary;
-        self.failures += other.failures;
-        self.refused_by_limit += other.refused_by_limit;
-        self.refused_by_breaker += other.refused_by_breaker;
-        self.probes += other.probes;
-        self.late += other.late;
-        self.opened += other.opened;
-        self.closed += other.closed;
-        self.crashes += other.crashes;
-        self.restarts += other.restarts;
-        self.aborts += other.aborts;
+        for (sum, times) in self.0.iter_mut().zip(other.0) {
+            *sum += times;
+        }
+    }
+
+    fn note(&mut self, what: What, has_happened: bool) {
+        self.0[what as usize] += u64::from(has_happened);
     }
 }
 
@@ -282,8 +257,12 @@ impl Simulation {
                     self.admission.used()
                 );
             }
-            self.seen.opened += u64::from(before != State::Open && after == State::Open);
-            self.seen.closed += u64::from(before == State::HalfOpen && after == State::Closed);
+            self.seen
+                .note(What::Opened, before != State::Open && after == State::Open);
+            self.seen.note(
+                What::Closed,
+                before == State::HalfOpen && after == State::Closed,
+            );
             self.check();
         }
         self.stop();
@@ -307,7 +286,7 @@ impl Simulation {
             Event::Ended(number) => self.ended(number),
             Event::Left(number) => {
                 if let Some(request) = self.take(number) {
-                    self.seen.aborts += 1;
+                    self.seen.note(What::Abort, true);
                     // Charged already, if its head was bad.
                     self.settle(request, drop);
                 }
@@ -348,7 +327,7 @@ impl Simulation {
             }
             Event::Restart => {
                 self.stop();
-                self.seen.restarts += 1;
+                self.seen.note(What::Restart, true);
                 let disk = &mut self.disk;
                 let _look = self
                     .ledger
@@ -359,7 +338,7 @@ impl Simulation {
                 self.start();
             }
             Event::Crash => {
-                self.seen.crashes += 1;
+                self.seen.note(What::Crash, true);
                 // What was in flight may have ended badly in front of its clients. The new process cannot
                 // know, so it must not have counted on the contrary.
                 let chosen = self.in_flight.iter().filter(|request| request.chosen);
@@ -397,7 +376,9 @@ impl Simulation {
                 let permit = self.admission.admit_forced();
                 self.send(permit, false);
             }
-            Decision::Route(Reason::BreakerOpen) => self.seen.refused_by_breaker += 1,
+            Decision::Route(Reason::BreakerOpen) => {
+                self.seen.note(What::RefusedByBreaker, true);
+            }
             Decision::Route(reason) => assert_eq!(reason.target(), Target::Main),
         }
     }
@@ -423,15 +404,18 @@ impl Simulation {
             }
             Err(refusal) => {
                 assert_eq!(reason.demoted(refusal).target(), Target::Main);
-                self.seen.refused_by_limit += 1;
+                self.seen
+                    .note(What::RefusedByLimit, refusal == Refusal::Limit);
+                self.seen
+                    .note(What::RefusedByBreaker, refusal == Refusal::Breaker);
             }
         }
     }
 
     fn send(&mut self, permit: Permit, chosen: bool) {
-        self.seen.canary += 1;
+        self.seen.note(What::Canary, true);
         let is_probe = chosen && self.state() == State::HalfOpen;
-        self.seen.probes += u64::from(is_probe);
+        self.seen.note(What::Probe, is_probe);
         self.number += 1;
         let number = self.number;
         let took = Duration::from_millis(self.random.below(self.mood.latency.as_millis() as u64));
@@ -463,7 +447,7 @@ impl Simulation {
         };
         let is_failure = request.status != 200;
         if is_failure {
-            self.seen.failures += 1;
+            self.seen.note(What::Failure, true);
             self.charge(request.chosen);
         }
         let now = self.now;
@@ -485,7 +469,7 @@ impl Simulation {
         let chance = self.random.chance();
         // A body that breaks off fails a request that was none yet.
         if request.status == 200 && !self.is_peace && self.random.one_in(100) {
-            self.seen.failures += 1;
+            self.seen.note(What::Failure, true);
             self.charge(request.chosen);
             self.settle(request, |mut permit| {
                 permit.failed(Duration::ZERO, now, chance)
@@ -522,7 +506,7 @@ impl Simulation {
         let beside = self.state() == State::HalfOpen && !is_probe;
         act(self);
         if late || beside {
-            self.seen.late += u64::from(late);
+            self.seen.note(What::Late, late);
             assert_eq!(breaker(self), before, "a late result changed something");
         }
     }

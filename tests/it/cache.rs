@@ -55,6 +55,26 @@ async fn text(trio: &Trio, headers: &str) -> String {
     response.text()
 }
 
+/// A sidecar that has failed as `failing` says, until its breaker opened, and answers `well` once the flag is
+/// set.
+async fn that_has_failed(failing: Step, well: Vec<Step>, timeout: &str) -> (Trio, Arc<AtomicBool>) {
+    let healthy = Arc::new(AtomicBool::new(false));
+    let knows = healthy.clone();
+    let trio = with_sidecar(
+        move |_| match knows.load(Ordering::SeqCst) {
+            false => vec![failing.clone()],
+            true => well.clone(),
+        },
+        json!({"proxy-client": {"to-sidecar": {"timeout": timeout}}}),
+    )
+    .await;
+    for _ in 0..5 {
+        assert_eq!(text(&trio, "").await, "main");
+    }
+    trio.router.counts(&state("open"), 1.0).await;
+    (trio, healthy)
+}
+
 /// Clients that are less patient than the router must not keep a sidecar in use that hangs.
 #[tokio::test]
 async fn a_sidecar_that_outlasts_its_clients_is_not_asked_for_ever() {
@@ -78,20 +98,7 @@ async fn a_sidecar_that_outlasts_its_clients_is_not_asked_for_ever() {
 
 #[tokio::test]
 async fn a_sidecar_that_hangs_is_asked_by_a_few_then_by_one_at_a_time_until_it_answers() {
-    let healthy = Arc::new(AtomicBool::new(false));
-    let knows = healthy.clone();
-    let trio = with_sidecar(
-        move |_| match knows.load(Ordering::SeqCst) {
-            false => vec![Step::Hang],
-            true => answer(200, "", ""),
-        },
-        json!({"proxy-client": {"to-sidecar": {"timeout": "400ms"}}}),
-    )
-    .await;
-    for _ in 0..5 {
-        assert_eq!(text(&trio, "").await, "main");
-    }
-    trio.router.counts(&state("open"), 1.0).await;
+    let (trio, healthy) = that_has_failed(Step::Hang, answer(200, "", ""), "400ms").await;
     // Its breaker is open for a second; if that has gone by unnoticed, one more is asked.
     for _ in 0..50 {
         assert_eq!(text(&trio, "").await, "main");
@@ -119,20 +126,9 @@ async fn a_sidecar_that_hangs_is_asked_by_a_few_then_by_one_at_a_time_until_it_a
 
 #[tokio::test]
 async fn a_sidecar_that_is_probed_is_asked_by_one_at_a_time() {
-    let healthy = Arc::new(AtomicBool::new(false));
     let gate = Gate::shut();
-    let (knows, waiting) = (healthy.clone(), gate.clone());
-    let trio = with_sidecar(
-        move |_| match knows.load(Ordering::SeqCst) {
-            false => vec![Step::Reset],
-            true => [vec![Step::Wait(waiting.clone())], answer(200, "", "")].concat(),
-        },
-        json!({"proxy-client": {"to-sidecar": {"timeout": "1h"}}}),
-    )
-    .await;
-    for _ in 0..5 {
-        assert_eq!(text(&trio, "").await, "main");
-    }
+    let well = [vec![Step::Wait(gate.clone())], answer(200, "", "")].concat();
+    let (trio, healthy) = that_has_failed(Step::Reset, well, "1h").await;
     healthy.store(true, Ordering::SeqCst);
     let address = trio.router.address;
     let clients: Vec<_> = (0..20)
@@ -155,20 +151,7 @@ async fn a_sidecar_that_is_probed_is_asked_by_one_at_a_time() {
 #[tokio::test]
 async fn a_client_that_takes_its_time_with_a_body_does_not_keep_the_sidecar_from_being_probed() {
     // The only probe was out from the moment at which its body was waited for.
-    let healthy = Arc::new(AtomicBool::new(false));
-    let knows = healthy.clone();
-    let trio = with_sidecar(
-        move |_| match knows.load(Ordering::SeqCst) {
-            false => vec![Step::Reset],
-            true => answer(200, "", ""),
-        },
-        json!({"proxy-client": {"to-sidecar": {"timeout": "1h"}}}),
-    )
-    .await;
-    for _ in 0..5 {
-        assert_eq!(text(&trio, "").await, "main");
-    }
-    trio.router.counts(&state("open"), 1.0).await;
+    let (trio, healthy) = that_has_failed(Step::Reset, answer(200, "", ""), "1h").await;
     healthy.store(true, Ordering::SeqCst);
     let mut slow = Vec::new();
     soon(async {
