@@ -10,23 +10,29 @@
 //! * how many requests or errors the canary may have: [`quota`];
 //! * when an upstream is to be left alone for a while: [`breaker`];
 //! * how many requests may be sent a second time: [`budget`];
+//! * which share of requests the canary gets, and when that changes: [`weight`], [`rollout`];
+//! * whether the canary is worse than main: [`analysis`];
 //! * what counts as a failure: [`outcome`].
 //!
 //! Every value that becomes a metric label or a branch is a closed enum: [`Target`],
 //! [`Reason`], [`Outcome`], [`FailureKind`].
 
+pub mod analysis;
 pub mod breaker;
 pub mod budget;
 pub mod decide;
 pub mod headroom;
 pub mod outcome;
 pub mod quota;
+pub mod rollout;
+pub mod weight;
 pub mod window;
 
 pub use decide::{
     Barriers, Decision, Facts, Reason, Refusal, Rules, SidecarAnswer, SidecarStatuses,
 };
 pub use outcome::{CacheResult, FailureKind, FailureRule, Fallback, Outcome, SidecarResult};
+pub use weight::Weight;
 
 /// One of the two upstreams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

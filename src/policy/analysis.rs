@@ -1,0 +1,327 @@
+//! The judge: whether the canary fails more often than allowed, or is slower, by a test that may be looked at
+//! all the time.
+//!
+//! The router assigns requests at random, with a probability ρ that it knows. So given that a request failed,
+//! it was the canary's with probability ρR / (1 − ρ + ρR), where R is the canary's risk of failing divided by
+//! main's: how often requests fail at all cancels, and with it every drift, shared outage and change of
+//! weight. The null hypothesis R ≤ r0 is tested by the likelihood ratio of these labels against greater
+//! R, averaged over some: a non-negative supermartingale that starts at 1 under the null, so the probability
+//! that it *ever* reaches 1/α is at most α (J. Ville, 1939), whoever looks how often.
+//!
+//! Latency is the same test for "took longer than t", at many t at once: the event of main is an answer that
+//! took longer than t, that of the canary one that took longer than g(t), what is allowed for that t, and r0 is 1.
+//! A request that failed is no event here: a share of failures that `error_ratio` allows would otherwise be
+//! rejected as latency.
+//!
+//! What is kept is counts alone, by step and weight; the evidence is computed from them, here and by whoever
+//! reads them in the decision log.
+//!
+//! Sources: M. Lindon, A. Malek, *Anytime-valid inference for multinomial count data* (NeurIPS 2022);
+//! S. Howard, A. Ramdas, J. McAuliffe, J. Sekhon, *Time-uniform, nonparametric, nonasymptotic confidence
+//! sequences* (Annals of Statistics 49, 2021); R. Turner, A. Ly, P. Grünwald, *Generic E-variables for
+//! exact sequential k-sample tests that allow for optional stopping* (JSPI 230, 2024); A. Ramdas,
+//! P. Grünwald, V. Vovk, G. Shafer, *Game-theoretic statistics and safe anytime-valid inference*
+//! (Statistical Science 38, 2023).
+
+use std::time::Duration;
+
+use super::{Target, rollout::Verdict, weight::Weight};
+
+/// At how many latencies both targets are compared.
+pub const THRESHOLDS: usize = 40;
+/// How many thresholds a latency can exceed: none, to all of them.
+pub const LEVELS: usize = THRESHOLDS + 1;
+/// How many pairs of step and weight are kept apart; what comes after is not judged.
+pub const MOST_ACCOUNTS: usize = 256;
+
+/// The lowest threshold, and each one in terms of the one before.
+const LOWEST: Duration = Duration::from_millis(2);
+const GROWTH: f64 = 1.25;
+/// The alternatives, in terms of r0.
+const ALTERNATIVES: [f64; 9] = [1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0];
+/// The alternatives of the mirror test, in terms of `safe_ratio`.
+const SAFE_ALTERNATIVES: [f64; 6] = [0.8, 0.65, 0.5, 0.33, 0.2, 0.1];
+/// The alternatives of the test of the canary's rate of failures, in terms of the acceptable one, and how much
+/// each of them weighs.
+const RATE_ALTERNATIVES: [(f64, f64); 4] = [(0.0, 0.7), (0.1, 0.1), (0.25, 0.1), (0.5, 0.1)];
+/// How sure it must be that a canary is good enough.
+const ENOUGH: f64 = 0.05;
+
+/// What the judge allows, and how sure it must be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Settings {
+    /// r0: how many times as often as main the canary may fail; 1 to 100.
+    pub error_ratio: f64,
+    /// α: the probability that a rollout of a canary that is no worse than allowed is ever rolled back; above 0,
+    /// at most 0.5.
+    pub false_rollback_probability: f64,
+    /// How much slower the canary may be; `None` where latency is not judged.
+    pub latency: Option<LatencyRule>,
+    /// Evidence is enough when the canary is shown to fail less than so many times as often as main; more than
+    /// 1.
+    pub safe_ratio: f64,
+    /// Or when it is shown to fail less often than this; 0 (off) to 0.5.
+    pub acceptable_failure_rate: f64,
+}
+
+/// How much slower than main the canary may be: the greater of the two.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LatencyRule {
+    /// As a share of main's latency.
+    pub margin: f64,
+    /// At any latency.
+    pub slack: Duration,
+}
+
+/// The thresholds of both targets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Thresholds {
+    /// In microseconds, rising, by [`Target::index`].
+    bounds: [[u64; THRESHOLDS]; Target::ALL.len()],
+}
+
+impl Thresholds {
+    /// Where the canary may be slower by this much.
+    pub fn new(rule: LatencyRule) -> Thresholds {
+        let main: [f64; THRESHOLDS] =
+            std::array::from_fn(|i| LOWEST.as_micros() as f64 * GROWTH.powi(i as i32));
+        let slack = rule.slack.as_micros() as f64;
+        let allowed = main.map(|t| ((1.0 + rule.margin) * t).max(t + slack));
+        Thresholds {
+            bounds: [main, allowed].map(|bounds| bounds.map(|bound| bound.round() as u64)),
+        }
+    }
+
+    /// How many thresholds of its target a latency exceeds.
+    pub fn level(&self, target: Target, latency: Duration) -> usize {
+        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+        self.bounds[target.index()].partition_point(|bound| *bound < micros)
+    }
+
+    /// The thresholds of a target in microseconds, rising.
+    pub fn bounds(&self, target: Target) -> &[u64; THRESHOLDS] {
+        &self.bounds[target.index()]
+    }
+}
+
+/// A number for each target, by [`Target::index`].
+pub type Pair = [u64; Target::ALL.len()];
+
+/// What happened to the requests that started in one tick, or under one weight in one step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// Requests that were answered or failed.
+    pub requests: Pair,
+    /// Requests that failed.
+    pub failures: Pair,
+    /// Failures that are evidence: with sticky assignment no more than one of each key.
+    pub failed: Pair,
+    /// Answers that took longer than each threshold, and are evidence.
+    pub slow: [Pair; THRESHOLDS],
+}
+
+impl Default for Counts {
+    fn default() -> Counts {
+        Counts {
+            requests: [0; 2],
+            failures: [0; 2],
+            failed: [0; 2],
+            slow: [[0; 2]; THRESHOLDS],
+        }
+    }
+}
+
+impl Counts {
+    /// Adds others to these.
+    pub fn add(&mut self, other: &Counts) {
+        add(&mut self.requests, other.requests);
+        add(&mut self.failures, other.failures);
+        add(&mut self.failed, other.failed);
+        for (slow, other) in self.slow.iter_mut().zip(other.slow) {
+            add(slow, other);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.requests == [0; 2] && self.failures == [0; 2]
+    }
+}
+
+fn add(pair: &mut Pair, other: Pair) {
+    for (one, other) in pair.iter_mut().zip(other) {
+        *one = one.saturating_add(other);
+    }
+}
+
+/// The counts of one weight in one step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// The step, from 0.
+    pub step: usize,
+    /// The canary's share of requests.
+    pub weight: Weight,
+    /// What happened to them.
+    pub counts: Counts,
+}
+
+/// All counts of one rollout. At most [`MOST_ACCOUNTS`] accounts of less than a kilobyte.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Evidence {
+    accounts: Vec<Account>,
+}
+
+/// Natural logarithms of how strong the evidence is, for the metrics and the log.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Strength {
+    /// That the canary fails more often than allowed.
+    pub errors: f64,
+    /// That it is slower than allowed, where that is judged.
+    pub latency: Option<f64>,
+    /// Both together: what is compared with the threshold.
+    pub overall: f64,
+    /// The threshold, 1/α.
+    pub threshold: f64,
+    /// That it fails less than `safe_ratio` times as often as main, in this step.
+    pub safe_ratio: f64,
+    /// That it fails less often than acceptable, in this step; where that is asked.
+    pub acceptable: Option<f64>,
+    /// What these two are compared with.
+    pub enough: f64,
+}
+
+impl Evidence {
+    /// From counts that were kept.
+    pub fn new(accounts: Vec<Account>) -> Evidence {
+        Evidence { accounts }
+    }
+
+    /// The counts.
+    pub fn accounts(&self) -> &[Account] {
+        &self.accounts
+    }
+
+    /// Adds what happened under a weight in a step. Where the weight is certain there is nothing to compare.
+    pub fn add(&mut self, step: usize, weight: Weight, counts: &Counts) {
+        if weight.is_certain() || counts.is_empty() {
+            return;
+        }
+        let room = self.accounts.len() < MOST_ACCOUNTS;
+        let same = |account: &&mut Account| account.step == step && account.weight == weight;
+        match self.accounts.iter_mut().find(same) {
+            Some(account) => account.counts.add(counts),
+            None if room => self.accounts.push(Account {
+                step,
+                weight,
+                counts: *counts,
+            }),
+            None => {}
+        }
+    }
+
+    /// How strong it is, in this step.
+    pub fn strength(&self, settings: &Settings, step: usize) -> Strength {
+        let errors = self.against(settings.error_ratio, |counts| counts.failed);
+        let latency = settings.latency.map(|_| {
+            let each: [f64; THRESHOLDS] =
+                std::array::from_fn(|i| self.against(1.0, |counts| counts.slow[i]));
+            ln_mean(&each)
+        });
+        let now = || {
+            self.accounts
+                .iter()
+                .filter(move |account| account.step == step)
+        };
+        let safe = SAFE_ALTERNATIVES.map(|factor| {
+            let (r, r0) = (factor * settings.safe_ratio, settings.safe_ratio);
+            now()
+                .map(|account| ln_ratio(account.weight, account.counts.failed, r, r0))
+                .sum()
+        });
+        let acceptable = (settings.acceptable_failure_rate > 0.0).then(|| {
+            let mut canary = [0; 2];
+            for account in now() {
+                let counts = &account.counts;
+                let of = Target::Canary.index();
+                add(&mut canary, [counts.requests[of], counts.failures[of]]);
+            }
+            ln_below(settings.acceptable_failure_rate, canary)
+        });
+        Strength {
+            errors,
+            latency,
+            overall: match latency {
+                Some(latency) => ln_mean(&[errors, latency]),
+                None => errors,
+            },
+            threshold: -settings.false_rollback_probability.ln(),
+            safe_ratio: ln_mean(&safe),
+            acceptable,
+            enough: -ENOUGH.ln(),
+        }
+    }
+
+    /// The evidence against R ≤ r0 for one kind of event.
+    fn against(&self, r0: f64, events: impl Fn(&Counts) -> Pair) -> f64 {
+        ln_mean(&ALTERNATIVES.map(|factor| {
+            self.accounts
+                .iter()
+                .map(|account| ln_ratio(account.weight, events(&account.counts), factor * r0, r0))
+                .sum()
+        }))
+    }
+}
+
+impl Strength {
+    /// What it comes to.
+    pub fn verdict(&self) -> Verdict {
+        let is_enough = |strength: f64| strength >= self.enough;
+        if self.overall >= self.threshold {
+            Verdict::Unhealthy
+        } else if is_enough(self.safe_ratio) || self.acceptable.is_some_and(is_enough) {
+            Verdict::Healthy
+        } else {
+            Verdict::Inconclusive
+        }
+    }
+}
+
+/// How much likelier the labels of these events are at the risk ratio `r` than at `r0`.
+fn ln_ratio(weight: Weight, events: Pair, r: f64, r0: f64) -> f64 {
+    let rho = weight.ratio();
+    let [main, canary] = events.map(|count| count as f64);
+    // ln_1p keeps what a weight of 0.01 % adds to 1.
+    let all = (rho * (r - 1.0)).ln_1p() - (rho * (r0 - 1.0)).ln_1p();
+    canary * (r / r0).ln() - (main + canary) * all
+}
+
+/// How much likelier it is that `failed` of `requests` failed if fewer than a share of `p` does.
+fn ln_below(p: f64, [requests, failed]: Pair) -> f64 {
+    let failed_f = failed.min(requests) as f64;
+    let good = requests as f64 - failed_f;
+    let each = RATE_ALTERNATIVES.map(|(factor, weighs)| {
+        let q = factor * p;
+        let of_failures = match failed {
+            0 => 0.0,
+            _ => failed_f * factor.ln(),
+        };
+        f64::ln(weighs) + of_failures + good * ((-q).ln_1p() - (-p).ln_1p())
+    });
+    ln_sum(&each)
+}
+
+/// The logarithm of the mean of what these are the logarithms of.
+fn ln_mean(logarithms: &[f64]) -> f64 {
+    ln_sum(logarithms) - (logarithms.len() as f64).ln()
+}
+
+fn ln_sum(logarithms: &[f64]) -> f64 {
+    let greatest = logarithms.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if greatest == f64::NEG_INFINITY {
+        return greatest;
+    }
+    let sum: f64 = logarithms.iter().map(|one| (one - greatest).exp()).sum();
+    greatest + sum.ln()
+}
+
+#[cfg(test)]
+mod tests;
