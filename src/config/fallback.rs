@@ -1,21 +1,17 @@
 //! `fallback`: which failures of the canary main makes good, and what is said when nobody can answer.
 
-use std::{fs, io::Read, path};
-
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode};
 
 use super::{
     Fallback, FixedAnswer, Replay,
     error::Problems,
+    files::{MAX_FILE, read},
     judge::{set, to_usize},
     raw::{Fallback as RawFallback, FixedAnswer as RawFixedAnswer},
     values::{Counts, Percent, Size, Texts},
     words::word,
 };
-
-/// The largest body of the static answer: it is held in memory, once.
-const MAX_FIXED_BODY: usize = 1 << 20;
 
 pub(super) fn fallback(raw: &RawFallback, problems: &mut Problems) -> Option<Fallback> {
     let known = [
@@ -95,13 +91,13 @@ fn fixed(raw: &RawFixedAnswer, problems: &mut Problems) -> Option<FixedAnswer> {
             None
         }
         Some(file) => match read(file) {
-            Ok(body) => Some(body),
+            Ok(body) => Some(Bytes::from(body)),
             Err(why) => {
                 problems.add("/fallback/static/file", why);
                 None
             }
         },
-        None if raw.body.len() > MAX_FIXED_BODY => {
+        None if raw.body.len() > MAX_FILE => {
             problems.add(
                 "/fallback/static/body",
                 format!("is {} bytes long: use 1MiB at most", raw.body.len()),
@@ -164,32 +160,4 @@ fn content_type(written: &str, problems: &mut Problems) -> Option<HeaderValue> {
         );
     }
     value
-}
-
-fn read(file: &str) -> Result<Bytes, String> {
-    let refused = |why: &dyn std::fmt::Display| {
-        let place = path::absolute(file).unwrap_or_else(|_| file.into());
-        format!(
-            "{file:?} cannot be read: {why}; name a file that is there and readable (a relative \
-             path starts at the working directory: this is {})",
-            place.display()
-        )
-    };
-    // Looked at before it is opened: opening a pipe waits for somebody to write.
-    let metadata = fs::metadata(file).map_err(|error| refused(&error))?;
-    if !metadata.is_file() {
-        return Err(refused(&"it is not a file"));
-    }
-    let opened = fs::File::open(file).map_err(|error| refused(&error))?;
-    let mut body = Vec::new();
-    opened
-        .take(MAX_FIXED_BODY as u64 + 1)
-        .read_to_end(&mut body)
-        .map_err(|error| refused(&error))?;
-    if body.len() > MAX_FIXED_BODY {
-        return Err(format!(
-            "{file:?} is longer than 1MiB, and it is held in memory: make it shorter"
-        ));
-    }
-    Ok(Bytes::from(body))
 }

@@ -7,6 +7,7 @@
 mod breakers;
 mod error;
 mod fallback;
+mod files;
 mod json;
 mod judge;
 mod raw;
