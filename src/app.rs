@@ -114,7 +114,7 @@ impl App {
             write_timeout,
         )?;
         let instrumentation = match &config.instrumentation {
-            Some(listen) => bind("/instrumentation", listen, 1, write_timeout)?.pop(),
+            Some(section) => bind("/instrumentation", &section.listen, 1, write_timeout)?.pop(),
             None => None,
         };
         Ok(App {

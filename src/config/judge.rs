@@ -1,6 +1,6 @@
 //! From what was written to what it means: every value and how they go together.
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use http::{HeaderValue, uri::Authority};
 use serde_json::Value;
@@ -10,6 +10,7 @@ use super::{
     breakers::{breakers, limits},
     error::Problems,
     fallback::fallback,
+    instrumentation::instrumentation,
     raw::{Client as RawClient, Raw},
     sidecar,
     url::{masked_url, parse_url},
@@ -74,24 +75,10 @@ pub(super) fn judge(raw: Raw, problems: &mut Problems) -> Option<Config> {
     let breakers = breakers(&raw, problems);
     let fallback = fallback(&raw.fallback, problems);
     let server = server(&raw, problems);
-    let instrumentation = raw.instrumentation.as_ref().map(|instrumentation| Listen {
-        host: set(&instrumentation.host).unwrap_or_default().to_owned(),
-        port: instrumentation.port.map_or(0, |port| port.0),
-    });
-    if let (Some(server), Some(metrics)) = (&server, &instrumentation)
-        && server.listen.port == metrics.port
-        && (server.listen.host == metrics.host
-            || is_any(&metrics.host)
-            || is_any(&server.listen.host))
-    {
-        problems.add(
-            "/instrumentation/port",
-            format!(
-                "{} is /router-server/port too: give the metrics a port of their own",
-                metrics.port
-            ),
-        );
-    }
+    let instrumentation = raw
+        .instrumentation
+        .as_ref()
+        .map(|section| instrumentation(section, server.as_ref(), problems));
     let level = level(set(&raw.log.level).unwrap_or_default(), problems);
 
     Some(Config {
@@ -305,11 +292,6 @@ fn level(level: &str, problems: &mut Problems) -> Option<Level> {
             None
         }
     }
-}
-
-fn is_any(host: &str) -> bool {
-    host.parse::<IpAddr>()
-        .is_ok_and(|address| address.is_unspecified())
 }
 
 pub(super) fn span(span: Option<Span>) -> Duration {

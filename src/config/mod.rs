@@ -8,6 +8,7 @@ mod breakers;
 mod error;
 mod fallback;
 mod files;
+mod instrumentation;
 mod json;
 mod judge;
 mod raw;
@@ -17,6 +18,7 @@ mod values;
 mod words;
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -52,8 +54,8 @@ pub struct Config {
     pub fallback: Fallback,
     /// The proxy's own listener.
     pub server: Server,
-    /// The metrics listener, if there is one.
-    pub instrumentation: Option<Listen>,
+    /// The listener for metrics, health and commands, if there is one.
+    pub instrumentation: Option<Instrumentation>,
     /// What is logged.
     pub log: Log,
     /// Where that is kept which survives a restart; `None` is in memory only.
@@ -258,6 +260,32 @@ pub struct Listen {
     pub host: String,
     /// TCP port.
     pub port: u16,
+}
+
+/// `instrumentation`: metrics, health and commands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instrumentation {
+    /// Address to listen on.
+    pub listen: Listen,
+    /// What a client must show before it may change anything.
+    pub token: Option<Token>,
+}
+
+/// A bearer token (RFC 6750): 16 or more visible ASCII characters. `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// As a client sends it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(***)")
+    }
 }
 
 /// What is logged.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     sidecar::MAX_ENTRIES,
-    values::{Count, Counts, Flag, Percent, Port, Size, Span, Texts},
+    values::{Count, Counts, Flag, Percent, Port, Secret, Size, Span, Texts},
 };
 
 /// The whole file.
@@ -186,6 +186,8 @@ pub struct Tls {
 pub struct Instrumentation {
     pub host: Option<String>,
     pub port: Option<Port>,
+    pub token: Secret,
+    pub token_file: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -302,6 +304,7 @@ impl Raw {
             if instrumentation.port.is_none_or(|port| port.0 == 0) {
                 instrumentation.port = Some(Port(8888));
             }
+            text(&mut instrumentation.token_file, "");
         }
         text(&mut self.log.level, "info");
         self

@@ -157,9 +157,12 @@ fn a_file_of_the_original_is_read_as_it_was() {
     );
     assert_eq!(
         config.instrumentation,
-        Some(Listen {
-            host: "0.0.0.0".into(),
-            port: 8888
+        Some(Instrumentation {
+            listen: Listen {
+                host: "0.0.0.0".into(),
+                port: 8888
+            },
+            token: None,
         })
     );
     assert_eq!(config.server.idle_timeout, Duration::from_secs(120));
@@ -415,6 +418,81 @@ fn the_effective_config_shows_no_secret() {
     assert!(shown.contains("http://sidecar.example/ask?***"), "{shown}");
     assert_eq!(masked_url("http://u:p@h/x?y"), "http://***@h/x?***");
     assert_eq!(masked_url("nonsense"), "nonsense");
+}
+
+/// 16 characters, every kind that there is.
+const TOKEN: &str = "!s3cret~A-._+/=z";
+
+#[test]
+fn a_token_is_read_and_shown_nowhere() {
+    let token = |section: Value| read(with(json!({"instrumentation": section})));
+    let config = token(json!({"token": format!(" {TOKEN} ")}));
+    let shown = config.effective.pointer("/instrumentation/token");
+    assert_eq!(shown, Some(&json!("***")));
+    assert!(!format!("{config:?}").contains("s3cret"), "{config:?}");
+    let read = config.instrumentation.unwrap().token.unwrap();
+    assert_eq!(read.as_str(), TOKEN);
+    let config = token(json!({"token": "", "token-file": ""}));
+    assert_eq!(config.instrumentation.unwrap().token, None);
+    let shown = config.effective.pointer("/instrumentation/token");
+    assert_eq!(shown, Some(&json!("")));
+}
+
+#[test]
+fn a_token_can_be_in_a_file() {
+    let folder = std::env::temp_dir().join(format!("canary-router-token-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("token");
+    let config = with(json!({"instrumentation": {"token-file": file}}));
+    let path = "/instrumentation/token-file";
+
+    std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
+    let judged = read(config.clone());
+    assert!(!format!("{judged:?}").contains("s3cret"), "{judged:?}");
+    let token = judged.instrumentation.unwrap().token.unwrap();
+    assert_eq!(token.as_str(), TOKEN);
+    let mut both = config.clone();
+    both["instrumentation"]["token"] = json!(TOKEN);
+    refused(both, path, "stands beside /instrumentation/token: keep one");
+
+    for content in [
+        &b"\n"[..],
+        b"s3cret",
+        b"two tokens in one file",
+        &[0xff; 32],
+    ] {
+        std::fs::write(&file, content).unwrap();
+        refused(config.clone(), path, "`openssl rand -hex 32`");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+    refused(config, path, "No such file");
+}
+
+#[test]
+fn a_token_that_cannot_work_is_refused_without_being_quoted() {
+    for token in [
+        json!(&TOKEN[..15]),
+        json!("s3cret in three words"),
+        json!("s3cret-s3cret-s3cret-\u{e9}"),
+        json!("s3cret\tand-a-tabulator"),
+        json!(["s3cret-in-a-list-of-one"]),
+        json!(5_353_535_353_535_353_535_u64),
+    ] {
+        let found = problems(with(json!({"instrumentation": {"token": token}})));
+        let [(path, message)] = &found[..] else {
+            panic!("{found:#?}");
+        };
+        assert_eq!(path, "/instrumentation/token");
+        assert!(
+            !message.contains("s3cret") && !message.contains("5353"),
+            "{message}"
+        );
+    }
+    refused(
+        with(json!({"instrumentation": {"token": "changeme"}})),
+        "/instrumentation/token",
+        "use 16 or more visible ASCII characters without spaces; `openssl rand -hex 32` makes one",
+    );
 }
 
 #[test]

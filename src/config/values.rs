@@ -1,6 +1,6 @@
 //! Single values as files have them: what shapes are taken for each, and how they are printed.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
@@ -28,6 +28,10 @@ pub struct Flag(pub bool);
 /// A share in hundredths of a percent, from 0 to 10,000; a number, or a string, with or without `%`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Percent(pub u32);
+
+/// A text that nobody is shown: neither where it is printed nor in what is said of a wrong one.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Secret(String);
 
 /// A list of texts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -155,6 +159,18 @@ impl Percent {
     }
 }
 
+impl Secret {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(***)")
+    }
+}
+
 impl Texts {
     fn parse(value: &Value) -> Option<Texts> {
         let items = value.as_array()?.iter();
@@ -188,6 +204,15 @@ macro_rules! deserialize_leniently {
     )*};
 }
 deserialize_leniently!(Span: SPAN, Size: SIZE, Port: PORT, Count: COUNT, Flag: FLAG, Percent: PERCENT, Texts: TEXTS, Counts: COUNTS);
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::String(text) => Ok(Secret(text)),
+            _ => Err(serde::de::Error::custom("expected a string in quotes")),
+        }
+    }
+}
 
 impl Serialize for Span {
     /// Seconds where they are whole, as in old files; otherwise milliseconds with their unit.
@@ -241,6 +266,16 @@ impl Serialize for Percent {
             (whole, 0) => serializer.serialize_u32(whole),
             _ => serializer.serialize_f64(f64::from(self.0) / 100.0),
         }
+    }
+}
+
+impl Serialize for Secret {
+    /// Only whether there is one.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(match self.0.trim() {
+            "" => "",
+            _ => "***",
+        })
     }
 }
 

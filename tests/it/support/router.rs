@@ -32,6 +32,7 @@ impl Router {
             .instrumentation
             .as_mut()
             .expect("it is set above")
+            .listen
             .port = 0;
         let running = App::bind(config).unwrap().start().unwrap();
         Router {
