@@ -13,6 +13,7 @@ use super::{
     instrumentation::instrumentation,
     raw::{Client as RawClient, Raw},
     sidecar,
+    traffic::{traffic, trusted_overrides},
     url::{masked_url, parse_url},
     values::{Size, Span},
 };
@@ -74,6 +75,8 @@ pub(super) fn judge(raw: Raw, problems: &mut Problems) -> Option<Config> {
     let limits = limits(&raw, problems);
     let breakers = breakers(&raw, problems);
     let fallback = fallback(&raw.fallback, problems);
+    let traffic = traffic(&raw.traffic, problems);
+    let trusted_overrides = trusted_overrides(&raw.overrides, problems);
     let server = server(&raw, problems);
     let instrumentation = raw
         .instrumentation
@@ -98,6 +101,8 @@ pub(super) fn judge(raw: Raw, problems: &mut Problems) -> Option<Config> {
         limits,
         breakers,
         fallback: fallback?,
+        traffic,
+        trusted_overrides,
         server: server?,
         instrumentation,
         log: Log {

@@ -13,6 +13,7 @@ mod json;
 mod judge;
 mod raw;
 mod sidecar;
+mod traffic;
 mod url;
 mod values;
 mod words;
@@ -25,11 +26,12 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
+use ipnet::IpNet;
 use serde_json::Value;
 
 pub use error::{ConfigError, Problem};
 
-use crate::policy::{FailureRule, Rules, SidecarStatuses, breaker};
+use crate::policy::{FailureRule, Rules, SidecarStatuses, Weight, breaker};
 use error::Problems;
 
 /// A configuration that can be used.
@@ -52,6 +54,10 @@ pub struct Config {
     pub breakers: Breakers,
     /// What happens to a request that the canary failed.
     pub fallback: Fallback,
+    /// Which share of eligible requests the canary gets, and for whom that stays as it is.
+    pub traffic: Traffic,
+    /// `override.trusted`: from whom `X-Canary` is believed; `None` is everyone, an empty list nobody.
+    pub trusted_overrides: Option<Vec<IpNet>>,
     /// The proxy's own listener.
     pub server: Server,
     /// The listener for metrics, health and commands, if there is one.
@@ -225,6 +231,52 @@ pub struct FixedAnswer {
     /// At most 1 MiB; empty for 204, 205 and 304. Of a `file`, what was in it when the configuration
     /// was read.
     pub body: Bytes,
+}
+
+/// `traffic`: the canary's share of eligible requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traffic {
+    /// The share, where no rollout and no command says another.
+    pub weight: Weight,
+    /// By what a client is known, so that it stays where it is; `None` draws for each request.
+    pub sticky: Option<Sticky>,
+}
+
+/// `traffic.sticky.by`: what a client is known by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sticky {
+    /// `"cookie"`: a cookie that the router sets.
+    Cookie(StickyCookie),
+    /// `"header:NAME"`: the values of a header.
+    Header(HeaderName),
+    /// `"cookie:NAME"`: the value of somebody else's cookie; a token, in its own case.
+    NamedCookie(String),
+    /// `"client-ip"`: the address of the connection.
+    ClientIp,
+}
+
+/// The cookie that the router sets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StickyCookie {
+    /// A token (RFC 6265 section 4.1.1), in its own case.
+    pub name: String,
+    /// How long a client keeps it; a second to a year.
+    pub max_age: Duration,
+    /// Whether it is sent over TLS only.
+    pub secure: bool,
+    /// With which requests of other sites it is sent.
+    pub same_site: SameSite,
+}
+
+/// `traffic.sticky.same-site`: with which requests of other sites the cookie is sent (RFC 6265bis).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SameSite {
+    /// With none.
+    Strict,
+    /// With those that lead to a page.
+    Lax,
+    /// With all; the cookie is secure then.
+    None,
 }
 
 /// `state.file`: where that is kept which survives a restart.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    judge::set,
     sidecar::MAX_ENTRIES,
     values::{Count, Counts, Flag, Percent, Port, Secret, Size, Span, Texts},
 };
@@ -28,6 +29,9 @@ pub struct Raw {
     pub circuit_breaker: CircuitBreaker,
     pub fallback: Fallback,
     pub sidecar: Sidecar,
+    pub traffic: Traffic,
+    #[serde(rename = "override")]
+    pub overrides: Override,
     pub router_server: RouterServer,
     pub proxy_client: ProxyClient,
     pub instrumentation: Option<Instrumentation>,
@@ -146,6 +150,29 @@ pub struct SidecarCache {
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default, expecting = "an object")]
+pub struct Traffic {
+    pub weight: Option<Percent>,
+    pub sticky: Sticky,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default, expecting = "an object")]
+pub struct Sticky {
+    pub by: Option<String>,
+    pub cookie: Option<String>,
+    pub max_age: Option<Span>,
+    pub secure: Flag,
+    pub same_site: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default, expecting = "an object")]
+pub struct Override {
+    pub trusted: Option<Texts>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default, expecting = "an object")]
 pub struct RouterServer {
     pub host: Option<String>,
     pub port: Option<Port>,
@@ -240,6 +267,10 @@ impl Raw {
             main_target: text("http://127.0.0.1:8081"),
             canary_target: text("http://127.0.0.1:8082"),
             sidecar_url: text("http://127.0.0.1:8083"),
+            // What everyone is; the default, none, cannot be written.
+            overrides: Override {
+                trusted: Some(Texts(["0.0.0.0/0", "::/0"].map(str::to_owned).into())),
+            },
             router_server: RouterServer {
                 host: text("127.0.0.1"),
                 port: Some(Port(1345)),
@@ -252,8 +283,8 @@ impl Raw {
     }
 
     /// Fills in the defaults. Zero means the default too, as in the original; where zero has a
-    /// meaning of its own (limits: off, workers: one per core) it is the default, but for sizes and
-    /// the budget of replays, where zero is none.
+    /// meaning of its own (limits: off, workers: one per core) it is the default, but for sizes, the
+    /// budget of replays and the canary's share, where zero is none.
     #[must_use]
     pub fn with_defaults(mut self) -> Raw {
         for slot in [
@@ -274,6 +305,10 @@ impl Raw {
         self.sidecar.max_body.get_or_insert(Size(1 << 20));
         seconds(&mut self.sidecar.cache.ttl, 0);
         count(&mut self.sidecar.cache.max_entries, MAX_ENTRIES);
+        let without_sidecar = set(&self.sidecar_url).is_none();
+        let weight = Percent(if without_sidecar { 0 } else { 10_000 });
+        self.traffic.weight.get_or_insert(weight);
+        self.traffic.sticky.fill_in();
         text(&mut self.state.file, "");
 
         let server = &mut self.router_server;
@@ -317,6 +352,22 @@ impl Breaker {
         let mut breaker = Breaker::default();
         breaker.fill_in_breaker();
         breaker
+    }
+}
+
+impl Sticky {
+    /// One of which nothing is written.
+    pub fn with_defaults() -> Sticky {
+        let mut sticky = Sticky::default();
+        sticky.fill_in();
+        sticky
+    }
+
+    fn fill_in(&mut self) {
+        text(&mut self.by, "");
+        text(&mut self.cookie, "canary-router");
+        seconds(&mut self.max_age, 30 * 24 * 3600);
+        text(&mut self.same_site, "lax");
     }
 }
 

@@ -69,41 +69,50 @@ pub(super) fn cache(raw: &RawSidecar, problems: &mut Problems) -> Option<Sidecar
 }
 
 fn cache_key(written: &str) -> Result<CacheKey, String> {
-    let (kind, name) = match written.split_once(':') {
-        Some((kind, name)) => (kind, Some(name)),
-        None => (written, None),
-    };
-    match (kind, name) {
-        ("method", None) => Ok(CacheKey::Method),
-        ("path", None) => Ok(CacheKey::Path),
-        ("query", None) => Ok(CacheKey::Query),
-        ("client-ip", None) => Ok(CacheKey::ClientIp),
+    let known = [
+        "header:NAME",
+        "cookie:NAME",
+        "method",
+        "path",
+        "query",
+        "client-ip",
+    ];
+    part(written)?.ok_or_else(|| unknown(written, kind(written).0, &known))
+}
+
+/// The part of a request that this names; `None` where it names none.
+pub(super) fn part(written: &str) -> Result<Option<CacheKey>, String> {
+    match kind(written) {
+        ("method", None) => Ok(Some(CacheKey::Method)),
+        ("path", None) => Ok(Some(CacheKey::Path)),
+        ("query", None) => Ok(Some(CacheKey::Query)),
+        ("client-ip", None) => Ok(Some(CacheKey::ClientIp)),
         ("header", Some(name)) => HeaderName::from_bytes(name.as_bytes())
-            .map(CacheKey::Header)
+            .map(|name| Some(CacheKey::Header(name)))
             .map_err(|_| {
                 format!("{written:?} has no header name in it: write it as \"header:X-User-Id\"")
             }),
-        // A cookie's name has the same characters as a header's (RFC 6265 section 4.1.1), but case
-        // matters in it.
-        ("cookie", Some(name)) => match HeaderName::from_bytes(name.as_bytes()) {
-            Ok(_) => Ok(CacheKey::Cookie(name.to_owned())),
-            Err(_) => Err(format!(
-                "{written:?} has no cookie name in it: write it as \"cookie:sid\""
-            )),
-        },
-        (kind, _) => Err(unknown(
-            written,
-            kind,
-            &[
-                "header:NAME",
-                "cookie:NAME",
-                "method",
-                "path",
-                "query",
-                "client-ip",
-            ],
+        ("cookie", Some(name)) if is_cookie_name(name) => {
+            Ok(Some(CacheKey::Cookie(name.to_owned())))
+        }
+        ("cookie", Some(_)) => Err(format!(
+            "{written:?} has no cookie name in it: write it as \"cookie:sid\""
         )),
+        _ => Ok(None),
     }
+}
+
+/// What stands before the colon, and behind it where there is one.
+pub(super) fn kind(written: &str) -> (&str, Option<&str>) {
+    match written.split_once(':') {
+        Some((kind, name)) => (kind, Some(name)),
+        None => (written, None),
+    }
+}
+
+/// A cookie's name has the same characters as a header's (RFC 6265 section 4.1.1), but case matters in it.
+pub(super) fn is_cookie_name(name: &str) -> bool {
+    HeaderName::from_bytes(name.as_bytes()).is_ok()
 }
 
 /// What is said of a sidecar where there is none.

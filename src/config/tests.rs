@@ -68,6 +68,14 @@ fn a_minimal_file_gets_every_default_of_the_contract() {
     assert_eq!(config.limits, Limits::default());
     assert_eq!(config.breakers, Breakers::default());
     assert_eq!(config.state, None);
+    assert_eq!(
+        config.traffic,
+        Traffic {
+            weight: Weight::NONE,
+            sticky: None
+        }
+    );
+    assert_eq!(config.trusted_overrides, None);
     let names = ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"];
     assert_eq!(
         config.fallback,
@@ -125,6 +133,7 @@ fn a_minimal_file_gets_every_default_of_the_contract() {
     assert_eq!(sidecar.max_body, 1 << 20);
     assert_eq!(sidecar.body, SidecarBody::Full);
     assert_eq!(sidecar.cache, None);
+    assert_eq!(config.traffic.weight, Weight::ALL);
 }
 
 #[test]
@@ -973,6 +982,218 @@ fn what_is_said_of_a_sidecar_that_is_not_there_is_refused() {
     read(with(
         json!({"sidecar": {"body": "full", "max-body": "2MiB"}}),
     ));
+}
+
+#[test]
+fn the_weight_is_a_percentage_and_zero_is_none() {
+    let weight = |file: Value| read(with(file)).traffic.weight.hundredths();
+    for (written, hundredths) in [(json!(0), 0), (json!("0.01%"), 1), (json!(100), 10_000)] {
+        let traffic = json!({"traffic": {"weight": written}});
+        assert_eq!(weight(traffic.clone()), hundredths);
+        let mut with_sidecar = traffic;
+        with_sidecar["sidecar-url"] = json!("http://sidecar.example");
+        assert_eq!(weight(with_sidecar), hundredths);
+    }
+    // An empty URL is none.
+    assert_eq!(weight(json!({"sidecar-url": " "})), 0);
+    refused(
+        with(json!({"traffic": {"weight": 100.01}})),
+        "/traffic/weight",
+        "a percentage from 0 to 100",
+    );
+}
+
+#[test]
+fn what_a_client_is_known_by_is_read() {
+    let sticky = |sticky: Value| {
+        read(with(json!({"traffic": {"sticky": sticky}})))
+            .traffic
+            .sticky
+    };
+    assert_eq!(sticky(json!({"by": ""})), None);
+    assert_eq!(
+        sticky(json!({"by": "header:X-User-Id"})),
+        Some(Sticky::Header(HeaderName::from_static("x-user-id")))
+    );
+    assert_eq!(
+        sticky(json!({"by": "cookie:Sid"})),
+        Some(Sticky::NamedCookie("Sid".into()))
+    );
+    assert_eq!(sticky(json!({"by": "client-ip"})), Some(Sticky::ClientIp));
+    assert_eq!(
+        sticky(json!({"by": "cookie"})),
+        Some(Sticky::Cookie(StickyCookie {
+            name: "canary-router".into(),
+            max_age: Duration::from_secs(30 * 24 * 3600),
+            secure: false,
+            same_site: SameSite::Lax,
+        }))
+    );
+    assert_eq!(
+        sticky(
+            json!({"by": "cookie", "cookie": "Who", "max-age": "1s", "secure": "true",
+            "same-site": "none"})
+        ),
+        Some(Sticky::Cookie(StickyCookie {
+            name: "Who".into(),
+            max_age: Duration::from_secs(1),
+            secure: true,
+            same_site: SameSite::None,
+        }))
+    );
+    // What is there by default may be written, whoever asks for it.
+    let default = json!({"by": "client-ip", "cookie": "canary-router", "max-age": 2_592_000,
+        "secure": false, "same-site": "lax"});
+    assert_eq!(sticky(default), Some(Sticky::ClientIp));
+}
+
+#[test]
+fn a_sticky_section_that_cannot_work_is_refused_where_it_is_written() {
+    for (keys, key, hint) in [
+        (
+            json!({"by": "cookies"}),
+            "by",
+            "did you mean \"cookie\"? the words here are cookie, cookie:NAME, header:NAME, client-ip",
+        ),
+        (json!({"by": "off"}), "by", "the words here are cookie"),
+        (json!({"by": "path"}), "by", "\"path\" is not known"),
+        (
+            json!({"by": "header"}),
+            "by",
+            "did you mean \"header:NAME\"?",
+        ),
+        (json!({"by": "header:"}), "by", "\"header:X-User-Id\""),
+        (json!({"by": "cookie:a b"}), "by", "\"cookie:sid\""),
+        // What follows from it is not told.
+        (
+            json!({"by": "cookies", "secure": true, "max-age": 5}),
+            "by",
+            "\"cookie\"",
+        ),
+        (
+            json!({"by": "cookie", "cookie": "a=b"}),
+            "cookie",
+            "not a name for a cookie",
+        ),
+        (
+            json!({"by": "cookie", "max-age": "999ms"}),
+            "max-age",
+            "use \"1s\" or more",
+        ),
+        (
+            json!({"by": "cookie", "max-age": "9000h"}),
+            "max-age",
+            "a duration",
+        ),
+        (
+            json!({"by": "cookie", "secure": "yes"}),
+            "secure",
+            "true or false",
+        ),
+        (
+            json!({"by": "cookie", "same-site": "Lax"}),
+            "same-site",
+            "did you mean \"lax\"? the words here are lax, strict, none",
+        ),
+        (
+            json!({"by": "cookie", "same-site": "none"}),
+            "same-site",
+            "write \"secure\": true beside it",
+        ),
+    ] {
+        let file = with(json!({"traffic": {"sticky": keys}}));
+        let problems = problems(file.clone());
+        assert_eq!(problems.len(), 1, "{problems:#?}");
+        refused(file, &format!("/traffic/sticky/{key}"), hint);
+    }
+    refused(
+        with(json!({"traffic": {"sticky": "off"}})),
+        "/traffic/sticky",
+        "an object",
+    );
+}
+
+#[test]
+fn what_is_said_of_a_cookie_that_is_not_set_is_refused() {
+    for by in [
+        Value::Null,
+        json!(""),
+        json!("cookie:sid"),
+        json!("client-ip"),
+    ] {
+        for (key, value) in [
+            ("cookie", json!("who")),
+            ("max-age", json!("1h")),
+            ("secure", json!(true)),
+            ("same-site", json!("strict")),
+        ] {
+            let found = problems(with(json!({"traffic": {"sticky": {"by": by, key: value}}})));
+            assert_eq!(found.len(), 1, "{found:#?}");
+            assert_eq!(found[0].0, format!("/traffic/sticky/{key}"));
+            assert!(found[0].1.contains("has no effect"), "{found:#?}");
+        }
+    }
+}
+
+#[test]
+fn overrides_are_believed_from_networks_and_addresses() {
+    let trusted = |written: Value| read(with(json!({"override": {"trusted": written}})));
+    let shown = |config: &Config| {
+        let networks = config.trusted_overrides.iter().flatten();
+        networks.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let config = trusted(json!([
+        "10.0.0.0/8",
+        "127.0.0.1",
+        "::1",
+        "fd00::/8",
+        "0.0.0.0/0"
+    ]));
+    assert_eq!(
+        shown(&config),
+        [
+            "10.0.0.0/8",
+            "127.0.0.1/32",
+            "::1/128",
+            "fd00::/8",
+            "0.0.0.0/0"
+        ]
+    );
+    // Nobody and everyone are not the same.
+    assert_eq!(trusted(json!([])).trusted_overrides, Some(Vec::new()));
+    assert_eq!(trusted(Value::Null).trusted_overrides, None);
+    for (written, path, hint) in [
+        (
+            json!("10.0.0.0/8"),
+            "/override/trusted",
+            "a list of strings",
+        ),
+        (
+            json!(["::1", "10.0.0.1/8"]),
+            "/override/trusted/1",
+            "write \"10.0.0.0/8\" for the whole network, or \"10.0.0.1\" for the one address",
+        ),
+        (
+            json!(["fd00::1/8"]),
+            "/override/trusted/0",
+            "write \"fd00::/8\"",
+        ),
+        (
+            json!(["10.0.0.0/33"]),
+            "/override/trusted/0",
+            "write it as \"10.0.0.0/8\" or \"127.0.0.1\"",
+        ),
+        (
+            json!(["localhost"]),
+            "/override/trusted/0",
+            "neither a network",
+        ),
+        (json!([""]), "/override/trusted/0", "neither a network"),
+    ] {
+        let file = with(json!({"override": {"trusted": written}}));
+        assert_eq!(problems(file.clone()).len(), 1);
+        refused(file, path, hint);
+    }
 }
 
 #[test]
