@@ -189,7 +189,7 @@ fn rate(Percent(hundredths): Percent) -> Option<Rate> {
     (hundredths > 0).then_some(Rate(hundredths))
 }
 
-fn failure_rule(
+pub(super) fn failure_rule(
     path: &str,
     written: &Option<String>,
     problems: &mut Problems,

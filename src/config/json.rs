@@ -36,14 +36,22 @@ pub(super) fn read(text: &str, problems: &mut Problems) -> Option<Raw> {
         problems.add("", "not a JSON object: start with config.template.json");
         return None;
     }
-    let template = serde_json::to_value(Raw::template()).unwrap_or_default();
+    let template = serde_json::to_value(Raw::every_key()).unwrap_or_default();
     take_out_unknown_keys(&mut value, &template, "", problems);
     read_known_keys(value, problems)
 }
 
 fn take_out_unknown_keys(value: &mut Value, template: &Value, path: &str, problems: &mut Problems) {
-    let (Value::Object(object), Value::Object(known)) = (value, template) else {
-        return;
+    let (object, known) = match (value, template) {
+        (Value::Object(object), Value::Object(known)) => (object, known),
+        (Value::Array(items), Value::Array(known)) => {
+            let Some(known) = known.first() else { return };
+            for (i, item) in items.iter_mut().enumerate() {
+                take_out_unknown_keys(item, known, &pointer(path, &i.to_string()), problems);
+            }
+            return;
+        }
+        _ => return,
     };
     // Null is how some generators write "not set".
     object.retain(|_, value| !value.is_null());
@@ -90,11 +98,23 @@ fn read_known_keys(mut value: Value, problems: &mut Problems) -> Option<Raw> {
                 Segment::Unknown => path,
             });
         problems.add(path.clone(), error.into_inner().to_string());
-        let (parent, key) = path.rsplit_once('/')?;
-        value
-            .pointer_mut(parent)?
-            .as_object_mut()?
-            .shift_remove(&unescape(key))?;
+        take_out(&mut value, &path)?;
+    }
+}
+
+/// `None` where there is nothing to take out.
+fn take_out(value: &mut Value, path: &str) -> Option<()> {
+    let (parent, key) = path.rsplit_once('/')?;
+    match value.pointer_mut(parent)? {
+        Value::Object(object) => object.shift_remove(&unescape(key)).map(|_| ()),
+        // Lists whose items are looked at one by one are lists of objects. An empty one holds the place,
+        // so that those behind it keep their numbers.
+        Value::Array(items) => {
+            let item = items.get_mut(key.parse::<usize>().ok()?)?;
+            let empty = Value::Object(Map::new());
+            (std::mem::replace(item, empty.clone()) != empty).then_some(())
+        }
+        _ => None,
     }
 }
 

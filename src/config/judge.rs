@@ -12,6 +12,7 @@ use super::{
     fallback::fallback,
     instrumentation::instrumentation,
     raw::{Client as RawClient, Raw},
+    rollout::rollout,
     sidecar,
     traffic::{traffic, trusted_overrides},
     url::{masked_url, parse_url},
@@ -77,6 +78,7 @@ pub(super) fn judge(raw: Raw, problems: &mut Problems) -> Option<Config> {
     let fallback = fallback(&raw.fallback, problems);
     let traffic = traffic(&raw.traffic, problems);
     let trusted_overrides = trusted_overrides(&raw.overrides, problems);
+    let rollout = rollout(&raw, problems);
     let server = server(&raw, problems);
     let instrumentation = raw
         .instrumentation
@@ -103,6 +105,7 @@ pub(super) fn judge(raw: Raw, problems: &mut Problems) -> Option<Config> {
         fallback: fallback?,
         traffic,
         trusted_overrides,
+        rollout,
         server: server?,
         instrumentation,
         log: Log {

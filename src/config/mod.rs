@@ -12,6 +12,7 @@ mod instrumentation;
 mod json;
 mod judge;
 mod raw;
+mod rollout;
 mod sidecar;
 mod traffic;
 mod url;
@@ -31,7 +32,7 @@ use serde_json::Value;
 
 pub use error::{ConfigError, Problem};
 
-use crate::policy::{FailureRule, Rules, SidecarStatuses, Weight, breaker};
+use crate::policy::{self, FailureRule, Rules, SidecarStatuses, Weight, breaker};
 use error::Problems;
 
 /// A configuration that can be used.
@@ -58,6 +59,8 @@ pub struct Config {
     pub traffic: Traffic,
     /// `override.trusted`: from whom `X-Canary` is believed; `None` is everyone, an empty list nobody.
     pub trusted_overrides: Option<Vec<IpNet>>,
+    /// How the canary's share rises by itself, if it can be told to.
+    pub rollout: Option<Rollout>,
     /// The proxy's own listener.
     pub server: Server,
     /// The listener for metrics, health and commands, if there is one.
@@ -277,6 +280,18 @@ pub enum SameSite {
     Lax,
     /// With all; the cookie is secure then.
     None,
+}
+
+/// `rollout`: the canary's share step by step, under the eyes of a judge.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rollout {
+    /// 1 to 100 steps, whose weights do not fall, and what becomes of one without enough evidence.
+    pub settings: policy::rollout::Settings,
+    /// How much worse than main the canary may be.
+    pub judge: policy::analysis::Settings,
+    /// `rollout.failure`: which statuses are failures to the judge; an upstream that does not answer
+    /// always failed.
+    pub failure: FailureRule,
 }
 
 /// `state.file`: where that is kept which survives a restart.

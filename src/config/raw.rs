@@ -4,14 +4,17 @@
 //! [`super::Config`]'s business. The original read its file with weak typing, so numbers and
 //! booleans are taken as strings too: a file that worked goes on working.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{SeqAccess, Visitor},
+};
 
 use super::{
     judge::set,
     sidecar::MAX_ENTRIES,
-    values::{Count, Counts, Flag, Percent, Port, Secret, Size, Span, Texts},
+    values::{Count, Counts, Decimal, Flag, Percent, Port, Secret, Size, Span, Texts},
 };
 
 /// The whole file.
@@ -32,6 +35,7 @@ pub struct Raw {
     pub traffic: Traffic,
     #[serde(rename = "override")]
     pub overrides: Override,
+    pub rollout: Rollout,
     pub router_server: RouterServer,
     pub proxy_client: ProxyClient,
     pub instrumentation: Option<Instrumentation>,
@@ -173,6 +177,32 @@ pub struct Override {
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default, expecting = "an object")]
+pub struct Rollout {
+    #[serde(deserialize_with = "steps")]
+    pub steps: Vec<Step>,
+    pub on_inconclusive: Option<String>,
+    pub max_extension: Option<Span>,
+    pub dry_run: Flag,
+    pub metrics: Option<Texts>,
+    pub error_ratio: Option<Decimal>,
+    pub false_rollback_probability: Option<Decimal>,
+    pub latency_margin: Option<Decimal>,
+    pub latency_slack: Option<Span>,
+    pub safe_ratio: Option<Decimal>,
+    pub acceptable_failure_rate: Option<Decimal>,
+    pub failure: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default, expecting = "an object")]
+pub struct Step {
+    pub weight: Option<Percent>,
+    #[serde(rename = "for")]
+    pub lasts: Option<Span>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default, expecting = "an object")]
 pub struct RouterServer {
     pub host: Option<String>,
     pub port: Option<Port>,
@@ -231,6 +261,26 @@ pub struct State {
     pub file: Option<String>,
 }
 
+/// By hand for what is said of a value that is no list.
+fn steps<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Step>, D::Error> {
+    struct Reader;
+    impl<'de> Visitor<'de> for Reader {
+        type Value = Vec<Step>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of steps, such as [{\"weight\": 5, \"for\": \"10m\"}]")
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<Step>, A::Error> {
+            let mut steps = Vec::new();
+            while let Some(step) = seq.next_element()? {
+                steps.push(step);
+            }
+            Ok(steps)
+        }
+    }
+    deserializer.deserialize_seq(Reader)
+}
+
 /// The smaller of one second and `timeout`: the default of `connect-timeout`.
 fn default_connect_timeout(timeout: Duration) -> Duration {
     timeout.min(Duration::from_secs(1))
@@ -250,6 +300,12 @@ fn text(slot: &mut Option<String>, default: &str) {
 fn count(slot: &mut Count, default: u64) {
     if slot.0 == 0 {
         *slot = Count(default);
+    }
+}
+
+fn decimal(slot: &mut Option<Decimal>, default: f64) {
+    if slot.is_none_or(|number| number.0 == 0.0) {
+        *slot = Some(Decimal(default));
     }
 }
 
@@ -282,9 +338,20 @@ impl Raw {
         .with_defaults()
     }
 
+    /// [`Raw::template`] with something in every list of objects, so that it has their keys too.
+    pub fn every_key() -> Raw {
+        let mut raw = Raw::template();
+        raw.rollout.steps.push(Step {
+            weight: Some(Percent(500)),
+            lasts: Some(Span(Duration::from_secs(600))),
+        });
+        raw
+    }
+
     /// Fills in the defaults. Zero means the default too, as in the original; where zero has a
     /// meaning of its own (limits: off, workers: one per core) it is the default, but for sizes, the
-    /// budget of replays and the canary's share, where zero is none.
+    /// budget of replays, the canary's share and what the judge allows in latency and failures, where
+    /// zero is none.
     #[must_use]
     pub fn with_defaults(mut self) -> Raw {
         for slot in [
@@ -309,6 +376,7 @@ impl Raw {
         let weight = Percent(if without_sidecar { 0 } else { 10_000 });
         self.traffic.weight.get_or_insert(weight);
         self.traffic.sticky.fill_in();
+        self.rollout.fill_in();
         text(&mut self.state.file, "");
 
         let server = &mut self.router_server;
@@ -368,6 +436,30 @@ impl Sticky {
         text(&mut self.cookie, "canary-router");
         seconds(&mut self.max_age, 30 * 24 * 3600);
         text(&mut self.same_site, "lax");
+    }
+}
+
+impl Rollout {
+    /// One of which nothing is written.
+    pub fn with_defaults() -> Rollout {
+        let mut rollout = Rollout::default();
+        rollout.fill_in();
+        rollout
+    }
+
+    fn fill_in(&mut self) {
+        text(&mut self.on_inconclusive, "extend");
+        seconds(&mut self.max_extension, 3600);
+        self.metrics
+            .get_or_insert_with(|| Texts(["errors", "latency"].map(str::to_owned).into()));
+        decimal(&mut self.error_ratio, 1.5);
+        decimal(&mut self.false_rollback_probability, 0.01);
+        self.latency_margin.get_or_insert(Decimal(0.1));
+        self.latency_slack
+            .get_or_insert(Span(Duration::from_millis(15)));
+        decimal(&mut self.safe_ratio, 2.0);
+        self.acceptable_failure_rate.get_or_insert(Decimal(0.01));
+        text(&mut self.failure, "5xx");
     }
 }
 

@@ -76,6 +76,7 @@ fn a_minimal_file_gets_every_default_of_the_contract() {
         }
     );
     assert_eq!(config.trusted_overrides, None);
+    assert_eq!(config.rollout, None);
     let names = ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"];
     assert_eq!(
         config.fallback,
@@ -1196,6 +1197,311 @@ fn overrides_are_believed_from_networks_and_addresses() {
     }
 }
 
+/// A file with two steps, and with these keys beside them.
+fn with_rollout(keys: Value) -> Value {
+    let mut file = with(json!({
+        "instrumentation": {},
+        "rollout": {"steps": [{"weight": 5, "for": "10m"}, {"weight": 50, "for": 60}]}
+    }));
+    for (key, value) in keys.as_object().unwrap() {
+        file["rollout"][key] = value.clone();
+    }
+    file
+}
+
+fn step(hundredths: u32, seconds: u64) -> policy::rollout::Step {
+    policy::rollout::Step {
+        weight: Weight::new(hundredths).unwrap(),
+        lasts: Duration::from_secs(seconds),
+    }
+}
+
+#[test]
+fn a_rollout_of_steps_alone_gets_every_default() {
+    use policy::{analysis, rollout};
+    let expected = Rollout {
+        settings: rollout::Settings {
+            steps: vec![step(500, 600), step(5_000, 60)],
+            on_inconclusive: rollout::OnInconclusive::Extend,
+            max_extension: Duration::from_secs(3600),
+            dry_run: false,
+        },
+        judge: analysis::Settings {
+            error_ratio: 1.5,
+            false_rollback_probability: 0.01,
+            latency: Some(analysis::LatencyRule {
+                margin: 0.1,
+                slack: Duration::from_millis(15),
+            }),
+            safe_ratio: 2.0,
+            acceptable_failure_rate: 0.01,
+        },
+        failure: FailureRule::ServerError,
+    };
+    assert_eq!(
+        read(with_rollout(json!({}))).rollout,
+        Some(expected.clone())
+    );
+    // Zero and empty mean the default, where they mean nothing of their own.
+    let config = read(with_rollout(json!({
+        "on-inconclusive": "", "max-extension": 0, "error-ratio": 0,
+        "false-rollback-probability": "0", "safe-ratio": 0, "failure": null
+    })));
+    assert_eq!(config.rollout, Some(expected));
+}
+
+#[test]
+fn a_rollout_is_read() {
+    use policy::{analysis, rollout};
+    let config = read(with_rollout(json!({
+        "steps": [{"weight": "0.01%", "for": 1}, {"weight": "0.01", "for": "8760h"},
+            {"weight": 100, "for": "1.5s"}],
+        "on-inconclusive": "extend", "max-extension": "2h", "dry-run": true,
+        "metrics": ["latency", "errors"], "error-ratio": 1, "false-rollback-probability": "1e-6",
+        "latency-margin": 0, "latency-slack": 0, "safe-ratio": 1.01, "acceptable-failure-rate": 0,
+        "failure": "non-2xx"
+    })));
+    let last = rollout::Step {
+        weight: Weight::ALL,
+        lasts: Duration::from_millis(1_500),
+    };
+    assert_eq!(
+        config.rollout,
+        Some(Rollout {
+            settings: rollout::Settings {
+                steps: vec![step(1, 1), step(1, 365 * 24 * 3600), last],
+                on_inconclusive: rollout::OnInconclusive::Extend,
+                max_extension: Duration::from_secs(7200),
+                dry_run: true,
+            },
+            judge: analysis::Settings {
+                error_ratio: 1.0,
+                false_rollback_probability: 0.000_001,
+                latency: Some(analysis::LatencyRule {
+                    margin: 0.0,
+                    slack: Duration::ZERO,
+                }),
+                safe_ratio: 1.01,
+                acceptable_failure_rate: 0.0,
+            },
+            failure: FailureRule::NotSuccess,
+        })
+    );
+    for (word, meaning) in [
+        ("pause", rollout::OnInconclusive::Pause),
+        ("advance", rollout::OnInconclusive::Advance),
+        ("rollback", rollout::OnInconclusive::Rollback),
+    ] {
+        let config = read(with_rollout(json!({"on-inconclusive": word})));
+        assert_eq!(config.rollout.unwrap().settings.on_inconclusive, meaning);
+    }
+    let config = read(with_rollout(json!({"metrics": ["errors"]})));
+    assert_eq!(config.rollout.unwrap().judge.latency, None);
+    let hundred = vec![json!({"weight": 5, "for": 1}); 100];
+    let config = read(with_rollout(json!({"steps": hundred})));
+    assert_eq!(config.rollout.unwrap().settings.steps.len(), 100);
+}
+
+#[test]
+fn a_rollout_that_cannot_work_is_refused_where_it_is_written() {
+    let step = |step: Value| json!({"steps": [{"weight": 1, "for": 1}, step]});
+    for (keys, path, hint) in [
+        (json!({"steps": 5}), "steps", "a list of steps, such as [{"),
+        (json!({"steps": {}}), "steps", "a list of steps"),
+        (
+            json!({"steps": vec![json!({"weight": 5, "for": 1}); 101]}),
+            "steps",
+            "101 steps are too many: use 100 at most",
+        ),
+        (step(json!(5)), "steps/1", "expected an object"),
+        (step(Value::Null), "steps/1", "expected an object"),
+        (step(json!({"for": 1})), "steps/1/weight", "is missing"),
+        (step(json!({"weight": 1})), "steps/1/for", "is missing"),
+        (
+            step(json!({"weight": 0, "for": 1})),
+            "steps/1/weight",
+            "use 0.01 to 100",
+        ),
+        (
+            step(json!({"weight": 101, "for": 1})),
+            "steps/1/weight",
+            "a percentage from 0 to 100",
+        ),
+        (
+            step(json!({"weight": 0.5, "for": 1})),
+            "steps/1/weight",
+            "0.5 is less than the 1 of the step before, and weights must not fall from step to step: \
+             use 1 to 100",
+        ),
+        (
+            step(json!({"weight": 1, "for": 0})),
+            "steps/1/for",
+            "use \"1s\" or more",
+        ),
+        (
+            step(json!({"weight": 1, "for": "999ms"})),
+            "steps/1/for",
+            "use \"1s\" or more",
+        ),
+        (
+            step(json!({"weight": 1, "for": "8761h"})),
+            "steps/1/for",
+            "a duration",
+        ),
+        (
+            step(json!({"wieght": 1, "weight": 1, "for": 1})),
+            "steps/1/wieght",
+            "did you mean \"weight\"?",
+        ),
+        (
+            json!({"on-inconclusive": "roll-back"}),
+            "on-inconclusive",
+            "did you mean \"rollback\"? the words here are extend, pause, advance, rollback",
+        ),
+        (
+            json!({"on-inconclusive": "pause", "max-extension": "2h"}),
+            "max-extension",
+            "has no effect: with \"pause\" in /on-inconclusive",
+        ),
+        (json!({"dry-run": "yes"}), "dry-run", "true or false"),
+        (json!({"metrics": "errors"}), "metrics", "a list of strings"),
+        (
+            json!({"metrics": ["errors", "latencies"]}),
+            "metrics/1",
+            "did you mean \"latency\"? the words here are errors, latency",
+        ),
+        // What follows from it is not told.
+        (json!({"metrics": ["eror"]}), "metrics/0", "\"errors\""),
+        (
+            json!({"metrics": ["latency"]}),
+            "metrics",
+            "write [\"errors\"] or",
+        ),
+        (json!({"metrics": []}), "metrics", "write [\"errors\"] or"),
+        (
+            json!({"metrics": ["errors"], "latency-margin": 0.2}),
+            "latency-margin",
+            "has no effect: latency is not judged",
+        ),
+        (
+            json!({"metrics": ["errors"], "latency-slack": 0}),
+            "latency-slack",
+            "has no effect: latency is not judged",
+        ),
+        (json!({"error-ratio": "twice"}), "error-ratio", "a number"),
+        (json!({"error-ratio": 0.99}), "error-ratio", "use 1 to 100"),
+        (json!({"error-ratio": 100.1}), "error-ratio", "use 1 to 100"),
+        (
+            json!({"false-rollback-probability": 1}),
+            "false-rollback-probability",
+            "1 is out of range: use 0.000001 to 0.5 (0.01 is one in a hundred)",
+        ),
+        (
+            json!({"false-rollback-probability": 0.000_000_9}),
+            "false-rollback-probability",
+            "0.000001 to 0.5",
+        ),
+        (
+            json!({"latency-margin": 10.5}),
+            "latency-margin",
+            "use 0 to 10 (0.1 is a tenth more)",
+        ),
+        (json!({"latency-margin": -1}), "latency-margin", "0 to 10"),
+        (
+            json!({"latency-slack": "60001ms"}),
+            "latency-slack",
+            "60.001s is out of range: use 0 to \"60s\"",
+        ),
+        (json!({"safe-ratio": 1}), "safe-ratio", "more than 1"),
+        (json!({"safe-ratio": 101}), "safe-ratio", "100 at most"),
+        (
+            json!({"acceptable-failure-rate": 1}),
+            "acceptable-failure-rate",
+            "use 0 (off) to 0.5 (0.01 is one in a hundred)",
+        ),
+        (
+            json!({"failure": "5XX"}),
+            "failure",
+            "did you mean \"5xx\"? the words here are 5xx, non-2xx",
+        ),
+    ] {
+        let file = with_rollout(keys);
+        let problems = problems(file.clone());
+        assert_eq!(problems.len(), 1, "{file}: {problems:#?}");
+        refused(file, &format!("/rollout/{path}"), hint);
+    }
+    refused(with(json!({"rollout": true})), "/rollout", "an object");
+}
+
+#[test]
+fn every_step_tells_its_own_problems() {
+    let found = problems(with_rollout(json!({"steps": [
+        {"weight": 10, "for": "soon"},
+        "half",
+        {"weight": 5, "fro": 60},
+        {"weight": "many", "for": 0},
+        {"weight": 10, "for": 1}
+    ]})));
+    let mut paths: Vec<&str> = found.iter().map(|(path, _)| path.as_str()).collect();
+    paths.sort_unstable();
+    assert_eq!(
+        paths,
+        [
+            "/rollout/steps/0/for",
+            "/rollout/steps/1",
+            "/rollout/steps/2/for",
+            "/rollout/steps/2/fro",
+            "/rollout/steps/2/weight",
+            "/rollout/steps/3/for",
+            "/rollout/steps/3/weight",
+        ],
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn a_rollout_that_nobody_could_start_is_refused() {
+    let mut file = with_rollout(json!({}));
+    file.as_object_mut().unwrap().remove("instrumentation");
+    refused(file.clone(), "/rollout", "without /instrumentation");
+    // A section that is none is one problem, not two.
+    file["instrumentation"] = json!(8888);
+    assert_eq!(problems(file).len(), 1);
+}
+
+/// A rollout of which everything is written but the steps would silently be none.
+#[test]
+fn what_needs_steps_is_refused_without_them() {
+    for (key, value) in [
+        ("on-inconclusive", json!("pause")),
+        ("max-extension", json!("2h")),
+        ("dry-run", json!(true)),
+        ("metrics", json!(["errors"])),
+        ("error-ratio", json!(2)),
+        ("false-rollback-probability", json!(0.05)),
+        ("latency-margin", json!(0)),
+        ("latency-slack", json!(0)),
+        ("safe-ratio", json!(3)),
+        ("acceptable-failure-rate", json!(0)),
+        ("failure", json!("non-2xx")),
+    ] {
+        for steps in [Value::Null, json!([])] {
+            let found = problems(with(json!({"rollout": {"steps": steps, key: value}})));
+            assert_eq!(found.len(), 1, "{found:#?}");
+            assert_eq!(found[0].0, format!("/rollout/{key}"));
+            assert!(
+                found[0]
+                    .1
+                    .contains("has no effect: there is no rollout without steps"),
+                "{found:#?}"
+            );
+        }
+        // Steps that cannot be used are one problem, not two.
+        let file = json!({"rollout": {"steps": "5 %", key: value}});
+        assert_eq!(problems(with(file)).len(), 1);
+    }
+}
+
 #[test]
 fn the_state_is_kept_in_a_file_if_one_is_named() {
     let config = read(with(json!({"state": {"file": "var/state.json"}})));
@@ -1224,6 +1530,10 @@ fn the_effective_config_is_complete_and_reads_back_as_the_same() {
             "main": {"slow-call-rate-threshold": 1, "slow-call-duration": "250ms"}},
         "fallback": {"replay": "failures", "statuses": ["503"], "static": {"body": "sorry"}},
         "sidecar": {"body": "none", "cache": {"key": ["path"], "ttl": 5}},
+        "traffic": {"weight": 0.5, "sticky": {"by": "cookie", "max-age": "1h"}},
+        "override": {"trusted": ["10.0.0.0/8"]},
+        "rollout": {"steps": [{"weight": "33.3%", "for": "250s"}], "latency-slack": 0, "safe-ratio": 2.5},
+        "instrumentation": {},
         "state": {"file": "state.json"}
     })));
     let shown = &config.effective;
@@ -1259,12 +1569,51 @@ fn the_effective_config_is_complete_and_reads_back_as_the_same() {
         ("/sidecar/cache/key", json!(["path"])),
         ("/sidecar/cache/ttl", json!(5)),
         ("/sidecar/cache/max-entries", json!(10_000)),
+        ("/traffic/weight", json!(0.5)),
+        ("/traffic/sticky/by", json!("cookie")),
+        ("/traffic/sticky/cookie", json!("canary-router")),
+        ("/traffic/sticky/max-age", json!(3600)),
+        ("/traffic/sticky/same-site", json!("lax")),
+        ("/override/trusted", json!(["10.0.0.0/8"])),
+        ("/rollout/steps", json!([{"weight": 33.3, "for": 250}])),
+        ("/rollout/on-inconclusive", json!("extend")),
+        ("/rollout/max-extension", json!(3600)),
+        ("/rollout/metrics", json!(["errors", "latency"])),
+        ("/rollout/error-ratio", json!(1.5)),
+        ("/rollout/latency-margin", json!(0.1)),
+        ("/rollout/latency-slack", json!(0)),
+        ("/rollout/safe-ratio", json!(2.5)),
+        ("/rollout/failure", json!("5xx")),
+        ("/instrumentation/token", json!("")),
         ("/state/file", json!("state.json")),
     ] {
         assert_eq!(shown.pointer(path), Some(&value), "{path}");
     }
     let again = read(shown.clone());
     assert_eq!(format!("{again:?}"), format!("{config:?}"));
+    // What is nobody's default is shown as absent, and is absent when it is read again.
+    let config = read(with(json!({"canary-target": "http://canary.example"})));
+    assert_eq!(
+        config.effective.pointer("/override/trusted"),
+        Some(&Value::Null)
+    );
+    assert_eq!(read(config.effective).trusted_overrides, None);
+}
+
+#[test]
+fn the_template_believes_everyone() {
+    let config = Config::parse("c.json", &serde_json::to_string(&Raw::template()).unwrap());
+    let trusted = config.unwrap().trusted_overrides.unwrap();
+    for address in [
+        "0.0.0.0",
+        "255.255.255.255",
+        "::",
+        "ffff::1",
+        "::ffff:1.2.3.4",
+    ] {
+        let address: std::net::IpAddr = address.parse().unwrap();
+        assert!(trusted.iter().any(|network| network.contains(&address)));
+    }
 }
 
 proptest::proptest! {
@@ -1279,7 +1628,7 @@ proptest::proptest! {
     /// Any value at any known place is either taken or refused at that place.
     #[test]
     fn no_value_panics(place in proptest::sample::select(places()), value in "(\\[\\]|\\{\\}|null|true|-?[0-9]{1,25}(\\.[0-9]{1,5})?|\\[?\"[a-z:/@?#.0-9 %]{0,20}\"\\]?)") {
-        let mut file = serde_json::to_value(Raw::template()).unwrap();
+        let mut file = serde_json::to_value(Raw::every_key()).unwrap();
         *file.pointer_mut(&place).unwrap() = serde_json::from_str(&value).unwrap_or(Value::Null);
         let result = Config::parse("c.json", &file.to_string());
         if let Err(error) = result {
@@ -1296,12 +1645,16 @@ fn places() -> Vec<String> {
             collect(value, &path, places);
             places.push(path);
         }
+        for (i, value) in value.as_array().into_iter().flatten().enumerate() {
+            collect(value, &format!("{path}/{i}"), places);
+        }
     }
     let mut places = Vec::new();
     collect(
-        &serde_json::to_value(Raw::template()).unwrap(),
+        &serde_json::to_value(Raw::every_key()).unwrap(),
         "",
         &mut places,
     );
+    assert!(places.contains(&"/rollout/steps/0/for".to_owned()));
     places
 }

@@ -29,6 +29,10 @@ pub struct Flag(pub bool);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Percent(pub u32);
 
+/// A finite number, as such or as a string.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Decimal(pub f64);
+
 /// A text that nobody is shown: neither where it is printed nor in what is said of a wrong one.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Secret(String);
@@ -49,6 +53,7 @@ const PORT: &str = "a TCP port from 1 to 65535, such as 1345 or \"1345\"";
 const COUNT: &str = "a whole number, 0 or more";
 const FLAG: &str = "true or false";
 const PERCENT: &str = "a percentage from 0 to 100 with at most two decimals: 50, 0.25 or \"50%\"";
+const DECIMAL: &str = "a number, such as 1.5 or 0.01";
 const TEXTS: &str = "a list of strings, such as [\"a\", \"b\"]";
 const COUNTS: &str = "a list of whole numbers, such as [502, 503]";
 
@@ -159,6 +164,17 @@ impl Percent {
     }
 }
 
+impl Decimal {
+    fn parse(value: &Value) -> Option<Decimal> {
+        let number = match value {
+            Value::Number(number) => number.as_f64()?,
+            Value::String(text) => text.trim().parse().ok()?,
+            _ => return None,
+        };
+        number.is_finite().then_some(Decimal(number))
+    }
+}
+
 impl Secret {
     pub fn as_str(&self) -> &str {
         &self.0
@@ -203,7 +219,7 @@ macro_rules! deserialize_leniently {
         }
     )*};
 }
-deserialize_leniently!(Span: SPAN, Size: SIZE, Port: PORT, Count: COUNT, Flag: FLAG, Percent: PERCENT, Texts: TEXTS, Counts: COUNTS);
+deserialize_leniently!(Span: SPAN, Size: SIZE, Port: PORT, Count: COUNT, Flag: FLAG, Percent: PERCENT, Decimal: DECIMAL, Texts: TEXTS, Counts: COUNTS);
 
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -265,6 +281,16 @@ impl Serialize for Percent {
         match (self.0 / 100, self.0 % 100) {
             (whole, 0) => serializer.serialize_u32(whole),
             _ => serializer.serialize_f64(f64::from(self.0) / 100.0),
+        }
+    }
+}
+
+impl Serialize for Decimal {
+    /// Without a point where it is whole, as people write it.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 as i64 {
+            whole if whole as f64 == self.0 => serializer.serialize_i64(whole),
+            _ => serializer.serialize_f64(self.0),
         }
     }
 }
@@ -406,6 +432,45 @@ mod tests {
     }
 
     #[test]
+    fn decimals_take_every_finite_number() {
+        for (written, number) in [
+            (json!(0), 0.0),
+            (json!(2), 2.0),
+            (json!(1.5), 1.5),
+            (json!(-0.25), -0.25),
+            (json!("0.01"), 0.01),
+            (json!(" 3 "), 3.0),
+            (json!(1e-6), 0.000_001),
+        ] {
+            assert_eq!(Decimal::parse(&written), Some(Decimal(number)), "{written}");
+        }
+        for written in [
+            json!("inf"),
+            json!("NaN"),
+            json!("1e400"),
+            json!("5%"),
+            json!("1,5"),
+            json!(""),
+            json!(true),
+            json!([1]),
+        ] {
+            assert_eq!(Decimal::parse(&written), None, "{written}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_shown_nowhere() {
+        let secret: Secret = serde_json::from_value(json!("hunter2")).unwrap();
+        assert_eq!(secret.as_str(), "hunter2");
+        assert_eq!(serde_json::to_value(&secret).unwrap(), json!("***"));
+        assert_eq!(format!("{secret:?}"), "Secret(***)");
+        let wrong = serde_json::from_value::<Secret>(json!(["hunter2"])).unwrap_err();
+        assert!(!wrong.to_string().contains("hunter2"), "{wrong}");
+        let none = serde_json::to_value(Secret::default()).unwrap();
+        assert_eq!(none, json!(""));
+    }
+
+    #[test]
     fn lists_take_what_their_items_take() {
         let texts = Texts::parse(&json!(["a", ""]));
         assert_eq!(texts, Some(Texts(vec!["a".into(), "".into()])));
@@ -428,6 +493,11 @@ mod tests {
             let written = serde_json::to_value(Span(span)).unwrap();
             assert_eq!(Span::parse(&written), Some(Span(span)), "{written}");
         }
+        for number in [0.0, 1.0, 1.5, 0.000_001, -3.0, 0.1, 1e300] {
+            let written = serde_json::to_value(Decimal(number)).unwrap();
+            assert_eq!(Decimal::parse(&written), Some(Decimal(number)), "{written}");
+        }
+        assert_eq!(serde_json::to_value(Decimal(2.0)).unwrap(), json!(2));
         for size in [0, 1, 1000, 1 << 10, 3 << 20, 5 << 30] {
             let written = serde_json::to_value(Size(size)).unwrap();
             assert_eq!(Size::parse(&written), Some(Size(size)), "{written}");
