@@ -10,8 +10,14 @@
 //!
 //! Latency is the same test for "took longer than t", at many t at once: the event of main is an answer that
 //! took longer than t, that of the canary one that took longer than g(t), what is allowed for that t, and r0 is 1.
-//! A request that failed is no event here: a share of failures that `error_ratio` allows would otherwise be
-//! rejected as latency.
+//! A failure took for ever. Were it no event, a canary that answers what main fails, late perhaps, would look
+//! slower than main. But the canary may fail `error_ratio` times as often, and that must not be rejected
+//! as latency: a failure of its own is an event with the probability 1 / `error_ratio`. Nothing is drawn for
+//! that; the evidence is multiplied by what it would be on average.
+//!
+//! A canary can be good for a long time, and everything that was seen of that then speaks for it. So the
+//! evidence is a portfolio: a share of the stake begins with each step, and knows nothing of earlier ones.
+//! That too is a supermartingale that starts at 1.
 //!
 //! What is kept is counts alone, by step and weight; the evidence is computed from them, here and by whoever
 //! reads them in the decision log.
@@ -23,7 +29,7 @@
 //! P. Grünwald, V. Vovk, G. Shafer, *Game-theoretic statistics and safe anytime-valid inference*
 //! (Statistical Science 38, 2023).
 
-use std::time::Duration;
+use std::{cmp::Reverse, time::Duration};
 
 use super::{Target, rollout::Verdict, weight::Weight};
 
@@ -220,11 +226,26 @@ impl Evidence {
 
     /// How strong it is, in this step.
     pub fn strength(&self, settings: &Settings, step: usize) -> Strength {
-        let errors = self.against(settings.error_ratio, |counts| counts.failed);
+        let errors = self.against(settings.error_ratio, 0.0, |counts| {
+            let [main, canary] = counts.failed.map(|count| count as f64);
+            [Events {
+                main,
+                canary,
+                maybe: 0.0,
+            }]
+        });
         let latency = settings.latency.map(|_| {
-            let each: [f64; THRESHOLDS] =
-                std::array::from_fn(|i| self.against(1.0, |counts| counts.slow[i]));
-            ln_mean(&each)
+            self.against(1.0, 1.0 / settings.error_ratio, |counts| {
+                let [failed, maybe] = counts.failed.map(|count| count as f64);
+                counts.slow.map(|slow| {
+                    let [slow, canary] = slow.map(|count| count as f64);
+                    Events {
+                        main: slow + failed,
+                        canary,
+                        maybe,
+                    }
+                })
+            })
         });
         let now = || {
             self.accounts
@@ -234,7 +255,11 @@ impl Evidence {
         let safe = SAFE_ALTERNATIVES.map(|factor| {
             let (r, r0) = (factor * settings.safe_ratio, settings.safe_ratio);
             now()
-                .map(|account| ln_ratio(account.weight, account.counts.failed, r, r0))
+                .map(|account| {
+                    let odds = Odds::new(account.weight, r, r0);
+                    let [main, canary] = account.counts.failed.map(|count| count as f64);
+                    main * odds.main + canary * odds.canary
+                })
                 .sum()
         });
         let acceptable = (settings.acceptable_failure_rate > 0.0).then(|| {
@@ -260,15 +285,48 @@ impl Evidence {
         }
     }
 
-    /// The evidence against R ≤ r0 for one kind of event.
-    fn against(&self, r0: f64, events: impl Fn(&Counts) -> Pair) -> f64 {
-        ln_mean(&ALTERNATIVES.map(|factor| {
-            self.accounts
-                .iter()
-                .map(|account| ln_ratio(account.weight, events(&account.counts), factor * r0, r0))
-                .sum()
-        }))
+    /// The evidence against R ≤ r0 for `N` kinds of events, of which those that are `maybe` count with this
+    /// probability: the mean over kinds, alternatives, and steps from which on one could have begun to look.
+    fn against<const N: usize>(
+        &self,
+        r0: f64,
+        probability: f64,
+        events: impl Fn(&Counts) -> [Events; N],
+    ) -> f64 {
+        let mut latest_first: Vec<&Account> = self.accounts.iter().collect();
+        latest_first.sort_by_key(|account| Reverse(account.step));
+        let set_aside = latest_first
+            .first()
+            .map_or(1.0, |latest| unstaked(latest.step));
+        let mut begun = vec![set_aside.ln()];
+        // The logarithm of the evidence since a step, for each alternative and each kind.
+        let mut since = [[0.0; N]; ALTERNATIVES.len()];
+        for (i, account) in latest_first.iter().enumerate() {
+            let events = events(&account.counts);
+            for (since, factor) in since.iter_mut().zip(ALTERNATIVES) {
+                let odds = Odds::new(account.weight, factor * r0, r0);
+                let maybe = (probability * odds.canary.exp_m1()).ln_1p();
+                for (since, events) in since.iter_mut().zip(&events) {
+                    *since += events.main * odds.main
+                        + events.canary * odds.canary
+                        + events.maybe * maybe;
+                }
+            }
+            let before = latest_first.get(i + 1).map(|account| account.step);
+            if before != Some(account.step) {
+                // Steps in between have no account: to begin with one of them is to begin here.
+                let stake = before.map_or(1.0, unstaked) - unstaked(account.step);
+                begun.push(stake.ln() + ln_mean(since.as_flattened()));
+            }
+        }
+        ln_sum(&begun)
     }
+}
+
+/// What is left of the stake when this step has begun: of the first one half, of the second one a third. So
+/// step k begins with 1 / ((k + 1)(k + 2)), however many there will be.
+fn unstaked(step: usize) -> f64 {
+    1.0 / (step as f64 + 2.0)
 }
 
 impl Strength {
@@ -285,24 +343,43 @@ impl Strength {
     }
 }
 
-/// How much likelier the labels of these events are at the risk ratio `r` than at `r0`.
-fn ln_ratio(weight: Weight, events: Pair, r: f64, r0: f64) -> f64 {
-    let rho = weight.ratio();
-    let [main, canary] = events.map(|count| count as f64);
-    // ln_1p keeps what a weight of 0.01 % adds to 1.
-    let all = (rho * (r - 1.0)).ln_1p() - (rho * (r0 - 1.0)).ln_1p();
-    canary * (r / r0).ln() - (main + canary) * all
+/// Events of one kind, by target.
+#[derive(Clone, Copy)]
+struct Events {
+    main: f64,
+    canary: f64,
+    /// Of the canary, but they count with some probability only.
+    maybe: f64,
+}
+
+/// How much likelier, in logarithms, it is at the risk ratio r than at r0 that an event is of this target.
+struct Odds {
+    main: f64,
+    canary: f64,
+}
+
+impl Odds {
+    fn new(weight: Weight, r: f64, r0: f64) -> Odds {
+        let rho = weight.ratio();
+        // ln_1p keeps what a weight of 0.01 % adds to 1.
+        let main = (rho * (r0 - 1.0)).ln_1p() - (rho * (r - 1.0)).ln_1p();
+        Odds {
+            main,
+            canary: main + (r / r0).ln(),
+        }
+    }
 }
 
 /// How much likelier it is that `failed` of `requests` failed if fewer than a share of `p` does.
 fn ln_below(p: f64, [requests, failed]: Pair) -> f64 {
-    let failed_f = failed.min(requests) as f64;
-    let good = requests as f64 - failed_f;
+    let failed = failed.min(requests) as f64;
+    let good = requests as f64 - failed;
     let each = RATE_ALTERNATIVES.map(|(factor, weighs)| {
         let q = factor * p;
+        // 0 times the logarithm of 0 is no number, and no failure is no evidence.
         let of_failures = match failed {
-            0 => 0.0,
-            _ => failed_f * factor.ln(),
+            0.0 => 0.0,
+            _ => failed * factor.ln(),
         };
         f64::ln(weighs) + of_failures + good * ((-q).ln_1p() - (-p).ln_1p())
     });
