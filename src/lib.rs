@@ -11,6 +11,7 @@
 //! | [`proxy`] | the data plane: worker threads that forward requests | `state`, `policy`, `config`, `clock` |
 //! | [`control`] | the control plane: metrics and health, on its own thread | `state`, `policy`, `config`, `clock` |
 //! | [`app`] | puts it together, starts and stops it | all |
+//! | [`cli`] | the command line of a router that runs: a client of the instrumentation port | `VERSION` |
 //! | [`clock`] | the only place that reads time | the standard library |
 //! | [`telemetry`] | log lines | `config`, `clock` |
 //!
@@ -32,6 +33,7 @@
 //!    tally are settled, once ([`proxy::record`]).
 
 pub mod app;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;

@@ -1,11 +1,16 @@
-//! The command line: reads the configuration, starts the router, passes signals on.
+//! The command line: reads the configuration, starts the router, passes signals on; or talks to a router that
+//! runs.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result, bail};
 use canary_router::{
     VERSION,
     app::{App, Running},
+    cli::{self, Verb},
     config::Config,
     telemetry,
 };
@@ -14,17 +19,31 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
 /// A canary reverse proxy: decides per request between the old and the new version of a service.
+///
+/// Without a command it is the router. The commands talk to a router that runs, through its
+/// instrumentation port.
 #[derive(Parser)]
-#[command(name = "canary-router", version, about)]
+#[command(
+    name = "canary-router",
+    version,
+    about,
+    args_conflicts_with_subcommands = true
+)]
 struct Arguments {
     /// The configuration file (JSON; config.template.json has every key with its default).
     #[arg(short, long, value_name = "FILE", default_value = "config.json")]
     config: PathBuf,
+    #[command(subcommand)]
+    verb: Option<Verb>,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match run(&arguments) {
+    let done = match &arguments.verb {
+        Some(verb) => cli::run(verb).map_err(Into::into),
+        None => run(&arguments.config),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Before there is a configuration there is no log to say it in.
@@ -37,11 +56,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<()> {
-    let config = Config::load(&arguments.config)?;
+fn run(file: &Path) -> Result<()> {
+    let config = Config::load(file)?;
     let _log_until_the_end = telemetry::init(config.log.level);
     info!(version = VERSION, "canary-router starts");
-    info!(file = %arguments.config.display(), "configuration loaded");
+    info!(file = %file.display(), "configuration loaded");
     info!(
         config_json = config.effective.to_string().as_str(),
         "effective configuration"

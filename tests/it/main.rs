@@ -13,6 +13,7 @@ mod bodies;
 mod breaker;
 mod cache;
 mod cli;
+mod command_line;
 mod connections;
 mod crowds;
 mod decisions;

@@ -7,6 +7,7 @@
 mod by_hand;
 mod client;
 mod message;
+pub mod openapi;
 mod process;
 mod program;
 mod router;

@@ -83,6 +83,7 @@ pub struct Process {
 }
 
 /// What a process wrote so far, and the thread that reads it.
+#[derive(Default)]
 struct Output {
     lines: Arc<Mutex<Vec<String>>>,
     reader: Option<JoinHandle<()>>,
@@ -92,6 +93,23 @@ impl Process {
     /// Starts it in `folder`.
     pub fn start(folder: &Folder, arguments: &[&str]) -> Process {
         Process::spawn(Command::new(BINARY), folder, arguments)
+    }
+
+    /// Starts it in `folder` with these variables besides.
+    pub fn start_with_environment(
+        environment: &[(&str, &str)],
+        folder: &Folder,
+        arguments: &[&str],
+    ) -> Process {
+        let mut command = Command::new(BINARY);
+        command.envs(environment.iter().copied());
+        Process::spawn(command, folder, arguments)
+    }
+
+    /// Starts it in `folder`; nobody reads its stdout, the pipe is closed.
+    pub fn start_unread(folder: &Folder, arguments: &[&str]) -> Process {
+        let (_closed, stdout) = std::io::pipe().unwrap();
+        Process::spawn_into(stdout.into(), Command::new(BINARY), folder, arguments)
     }
 
     /// Starts it in `folder` with room for that many descriptors.
@@ -135,16 +153,25 @@ impl Process {
         assert!(status.success(), "prlimit {limit}: {status}");
     }
 
-    fn spawn(mut command: Command, folder: &Folder, arguments: &[&str]) -> Process {
+    fn spawn(command: Command, folder: &Folder, arguments: &[&str]) -> Process {
+        Process::spawn_into(Stdio::piped(), command, folder, arguments)
+    }
+
+    fn spawn_into(
+        stdout: Stdio,
+        mut command: Command,
+        folder: &Folder,
+        arguments: &[&str],
+    ) -> Process {
         let mut child = command
             .args(arguments)
             .current_dir(&folder.0)
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(stdout)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let stdout = Output::read(child.stdout.take().unwrap());
+        let stdout = child.stdout.take().map(Output::read).unwrap_or_default();
         let stderr = Output::read(child.stderr.take().unwrap());
         Process {
             child,
