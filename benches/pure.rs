@@ -12,7 +12,7 @@ use canary_router::{
     config::{Breaker, Breakers, Config, Limits},
     policy::{
         Barriers, Facts, FailureRule, Outcome, Reason, Refusal, Rules, SidecarAnswer,
-        SidecarStatuses, Target,
+        SidecarStatuses, Target, Weight,
         breaker::{Rate, Settings},
         decide::{after_sidecar, decide, forced_by_header},
         quota::{ErrorQuota, take_token},
@@ -36,7 +36,12 @@ fn decisions(criterion: &mut Criterion) {
                     errors,
                     breaker: false,
                 };
-                table.push((Facts { forced, barriers }, Rules { sidecar }));
+                let facts = Facts {
+                    forced,
+                    barriers,
+                    weight: Weight::ALL,
+                };
+                table.push((facts, Rules { sidecar }));
             }
         }
     }

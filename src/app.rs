@@ -14,17 +14,19 @@ use crate::{
     clock,
     config::{Config, Listen},
     control::{
-        self, Control,
-        keeper::{Keeper, StateError, Writer},
+        self, Control, analyst,
+        keeper::{Keeper, StateError, Writer, random_salt},
     },
     proxy::{
         answers::Answers,
         connect::{TlsError, TlsSettings},
         listener,
+        split::Lots,
         worker::{self, Run, Setup, Shared},
     },
     state::{
-        Admission, Durability, Lifecycle, Phase, Published, Snapshot, Tally, admission::Terms,
+        Admission, Durability, Lifecycle, Phase, Published, Seen, SharedProgress, Snapshot, Tally,
+        Trials, admission::Terms,
     },
 };
 
@@ -35,6 +37,8 @@ pub struct App {
     instrumentation: Option<TcpListener>,
     tls: TlsSettings,
     keeper: Option<Keeper>,
+    /// What makes the draws of this installation its own.
+    salt: u128,
 }
 
 /// Why the process cannot start.
@@ -102,6 +106,10 @@ impl App {
             Some(state) => Some(Keeper::open(&state.path).map_err(StartError::State)?),
             None => None,
         };
+        let salt = match &keeper {
+            Some(keeper) => keeper.kept().salt,
+            None => random_salt().map_err(StartError::State)?,
+        };
         let workers = match config.server.workers {
             0 => thread::available_parallelism().map_or(1, Into::into),
             workers => workers,
@@ -123,6 +131,7 @@ impl App {
             instrumentation,
             tls,
             keeper,
+            salt,
         })
     }
 
@@ -143,7 +152,14 @@ impl App {
             .as_ref()
             .and_then(|sidecar| sidecar.cache.as_ref());
         let answers = cache.map(Answers::new);
-        let published = Published::new(self.snapshot);
+        let found = self.keeper.as_ref().map(Keeper::kept);
+        let found = found.and_then(|kept| kept.progress.as_deref());
+        // Before the first request: it may be that the canary is to get nothing.
+        let opening = analyst::opening(config, found, clock::wall());
+        let split = analyst::first_split(&opening);
+        let published = Published::new(self.snapshot.with_split(split));
+        let seen = Arc::<Seen>::default();
+        let progress = SharedProgress::new(Some(Arc::new(opening.clone())));
         let lifecycle = Arc::new(Lifecycle::default());
         let (run, watching) = watch::channel(Run::On);
         let (stop_control, control_stopped) = watch::channel(false);
@@ -158,7 +174,12 @@ impl App {
         let kept = match self.keeper {
             Some(keeper) => {
                 let durability = Arc::<Durability>::default();
-                let writer = keeper.start(terms, Arc::clone(&admission), Arc::clone(&durability));
+                let writer = keeper.start(
+                    terms,
+                    Arc::clone(&admission),
+                    Arc::clone(&durability),
+                    Arc::clone(&progress),
+                );
                 let report = EndReport {
                     who: "state",
                     report: Some(report.clone()),
@@ -169,19 +190,24 @@ impl App {
         };
         let (stop_keeper, durability) = kept.unzip();
         let mut tallies = Vec::with_capacity(workers);
+        let mut trials = Vec::with_capacity(workers);
         let shared = Shared {
             published: Arc::clone(&published),
             admission: Arc::clone(&admission),
             answers,
+            lots: Lots::new(self.salt),
             tls: self.tls,
             workers,
         };
         for (i, listener) in self.proxy.into_iter().enumerate() {
             let (writer, tally) = Tally::new();
             tallies.push(tally);
+            let (trials_writer, own) = Trials::new(Arc::clone(&seen));
+            trials.push(own);
             let setup = Setup {
                 listener,
                 tally: writer,
+                trials: trials_writer,
                 shared: shared.clone(),
                 run: watching.clone(),
             };
@@ -202,6 +228,10 @@ impl App {
                 published,
                 admission,
                 tallies,
+                trials,
+                seen,
+                progress,
+                opening,
                 durability,
                 lifecycle,
             };

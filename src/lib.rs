@@ -9,7 +9,7 @@
 //! | [`config`] | the file, judged and right by construction | `policy` |
 //! | [`state`] | what both planes share: snapshot, permits, tallies | `policy`, `config` |
 //! | [`proxy`] | the data plane: worker threads that forward requests | `state`, `policy`, `config`, `clock` |
-//! | [`control`] | the control plane: metrics and health, on its own thread | `state`, `policy`, `config`, `clock` |
+//! | [`control`] | the control plane: metrics, health, commands and the judge, on its own thread | `state`, `policy`, `config`, `clock` |
 //! | [`app`] | puts it together, starts and stops it | all |
 //! | [`cli`] | the command line of a router that runs: a client of the instrumentation port | `VERSION` |
 //! | [`clock`] | the only place that reads time | the standard library |
@@ -26,7 +26,8 @@
 //!    ([`proxy::headers`]) and trims the prefix ([`proxy::uri`]).
 //! 3. [`policy::decide`] settles where it goes, or says that the sidecar must be asked, which
 //!    [`proxy::sidecar`] does.
-//! 4. A request for the canary needs a permit from [`state::admission`], or goes to main.
+//! 4. Where the weight leaves it to chance, [`proxy::split`] draws. A request for the canary needs a permit
+//!    from [`state::admission`], or goes to main.
 //! 5. [`proxy::forward`] sends it on a connection from the worker's [`proxy::pool`], and falls back
 //!    to main if nothing of it could be sent to the canary.
 //! 6. The response streams back ([`proxy::body`]); when it ends, breaks off or is dropped, permit and

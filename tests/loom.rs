@@ -12,10 +12,11 @@ use canary_router::{
     config::{Breaker, Breakers, Limits},
     policy::{
         FailureRule, Outcome, Reason, Target,
+        analysis::Counts,
         breaker::{Rate, Settings, State},
     },
     state::{
-        Admission, Permit, Tally,
+        Admission, Permit, Seen, Tally, Trial, Trials,
         admission::{Remaining, Terms, Used},
         tally::Totals,
     },
@@ -226,9 +227,17 @@ fn nobody_gets_past_a_ceiling_that_was_lowered_and_written() {
     });
 }
 
+/// For what reads many counts: the usual bound on them is 1000.
+fn model_of_many(model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.max_branches = 10_000;
+    builder.preemption_bound = Some(2);
+    builder.check(model);
+}
+
 #[test]
 fn a_reader_of_a_tally_sees_every_count_once_and_none_go_back() {
-    loom::model(|| {
+    model_of_many(|| {
         let (writer, tally) = Tally::new();
         let thread = thread::spawn(move || {
             writer.request(Reason::NoSidecar, Duration::from_millis(1));
@@ -244,5 +253,44 @@ fn a_reader_of_a_tally_sees_every_count_once_and_none_go_back() {
         assert!(early <= late && late <= 2);
         thread.join().unwrap();
         assert_eq!(read(), 2);
+    });
+}
+
+#[test]
+fn a_closed_tick_is_read_whole_and_nothing_comes_behind() {
+    model_of_many(|| {
+        let (writer, trials) = Trials::new(Arc::new(Seen::new()));
+        let trial = |tick, target| Trial {
+            tick,
+            target,
+            key: None,
+            is_new: false,
+        };
+        let thread = thread::spawn(move || {
+            let (first, second) = (trial(1, Target::Canary), trial(2, Target::Main));
+            writer.begin(first);
+            writer.failed(first);
+            writer.begin(second);
+            writer.end(first);
+            writer.close(2);
+            writer.failed(second);
+            writer.end(second);
+            writer.close(3);
+        });
+        let read = |tick| {
+            let mut counts = Counts::default();
+            trials.add_to(tick, &mut counts);
+            counts.failures
+        };
+        let closed = trials.watermark();
+        let early = [(1, [0, 1]), (2, [1, 0])].map(|(tick, whole)| {
+            if tick < closed {
+                assert_eq!(read(tick), whole);
+            }
+            whole
+        });
+        thread.join().unwrap();
+        assert_eq!(trials.watermark(), 3);
+        assert_eq!([read(1), read(2)], early);
     });
 }

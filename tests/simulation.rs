@@ -23,12 +23,12 @@ use canary_router::{
     config::{Breaker, Breakers, Limits},
     policy::{
         Decision, Facts, FailureRule, Reason, Refusal, Rules, SidecarAnswer, SidecarStatuses,
-        Target,
+        Target, Weight,
         breaker::{Rate, Settings, SlowCalls, State},
         decide::{after_sidecar, decide},
     },
     state::{
-        Admission, Gate, Kept, Ledger, Permit,
+        Admission, Gate, Kept, Ledger, Permit, SharedProgress,
         admission::{Terms, Used},
         ledger::Look,
     },
@@ -216,7 +216,7 @@ impl Simulation {
             terms,
             permitted: permitted as usize,
             admission: Admission::new(terms, Duration::ZERO),
-            ledger: Ledger::new(Kept::default(), terms),
+            ledger: Ledger::new(Kept::default(), terms, SharedProgress::new(None)),
             disk: String::new(),
             on_disk: Used::default(),
             forced_since: 0,
@@ -358,6 +358,7 @@ impl Simulation {
         let facts = Facts {
             forced,
             barriers: self.admission.barriers(|| self.now),
+            weight: Weight::ALL,
         };
         let rules = Rules {
             sidecar: Some(SidecarStatuses::default()),
@@ -380,6 +381,7 @@ impl Simulation {
                 self.seen.note(What::RefusedByBreaker, true);
             }
             Decision::Route(reason) => assert_eq!(reason.target(), Target::Main),
+            Decision::Eligible => unreachable!("there is a sidecar"),
         }
     }
 
@@ -572,7 +574,7 @@ impl Simulation {
             let is_closed = self.state() == State::Closed;
             assert_eq!(is_closed, was_closed, "a crash has moved the breaker");
         }
-        self.ledger = Ledger::new(kept, self.terms);
+        self.ledger = Ledger::new(kept.clone(), self.terms, SharedProgress::new(None));
         self.charged = match self.terms.limits.errors {
             Some(_) => kept.restored.used.errors,
             None => 0,

@@ -1,31 +1,129 @@
-//! The instrumentation port: `/metrics`, `/health/live`, `/health/ready`.
+//! The instrumentation port: metrics, health, status, and what an operator can change.
 
-use std::convert::Infallible;
+use std::{cell::RefCell, convert::Infallible, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE},
+    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE},
 };
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use tokio::time::{sleep, timeout};
+use tracing::info;
 
-use super::{Control, metrics::Exposition, readiness::Readiness};
+use super::{
+    Control,
+    analyst::Analyst,
+    guard::{Forbidden, Guard},
+    metrics::Exposition,
+    minute::Minute,
+    readiness::Readiness,
+    status,
+};
+use crate::{
+    clock,
+    policy::{
+        Target, Weight,
+        rollout::{Command, Phase, Refused},
+    },
+    state::{Admission, Durability, Published, SharedProgress},
+};
+
+/// The largest body of a request.
+const MAX_BODY: usize = 64 << 10;
+/// How long a body may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an answer waits until what was changed is on disk.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The two weights of the alias may differ from 1 by this much, together.
+const TOLERANCE: f64 = 0.001;
 
 /// Answers the instrumentation port's requests.
 pub struct Admin {
     exposition: Exposition,
     readiness: Readiness,
+    guard: Guard,
+    published: Arc<Published>,
+    admission: Arc<Admission>,
+    durability: Option<Arc<Durability>>,
+    progress: Arc<SharedProgress>,
+    analyst: Rc<RefCell<Analyst>>,
+    minute: Rc<RefCell<Minute>>,
+}
+
+/// What there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    Metrics,
+    Live,
+    Ready,
+    Status,
+    Decisions,
+    Weight,
+    WeightAlias,
+    Rollout(Command),
+    ResetBreakers,
+    ResetLimits,
+}
+
+/// Where that is, and how it is asked for.
+const ROUTES: [(&str, &str, Route); 14] = [
+    ("GET", "/metrics", Route::Metrics),
+    ("GET", "/health/live", Route::Live),
+    ("GET", "/health/ready", Route::Ready),
+    ("GET", "/status", Route::Status),
+    ("GET", "/decisions", Route::Decisions),
+    ("PUT", "/traffic/weight", Route::Weight),
+    ("POST", "/api/canary/weight", Route::WeightAlias),
+    ("POST", "/rollout/start", Route::Rollout(Command::Start)),
+    ("POST", "/rollout/pause", Route::Rollout(Command::Pause)),
+    ("POST", "/rollout/resume", Route::Rollout(Command::Resume)),
+    ("POST", "/rollout/promote", Route::Rollout(Command::Promote)),
+    ("POST", "/rollout/abort", Route::Rollout(Command::Abort)),
+    ("POST", "/breaker/reset", Route::ResetBreakers),
+    ("POST", "/limits/reset", Route::ResetLimits),
+];
+
+/// An answer that says what is wrong and what to do.
+struct Error {
+    status: StatusCode,
+    text: String,
+}
+
+impl Error {
+    fn new(status: StatusCode, text: impl Into<String>) -> Error {
+        Error {
+            status,
+            text: text.into(),
+        }
+    }
+
+    fn answer(self) -> Response<Full<Bytes>> {
+        json_response(self.status, &json!({"error": self.text}))
+    }
 }
 
 impl Admin {
     /// # Errors
     /// The metrics cannot be registered: two of them have the same name.
-    pub fn new(control: Control) -> Result<Admin, prometheus::Error> {
+    pub fn new(
+        control: &Control,
+        guard: Guard,
+        analyst: Rc<RefCell<Analyst>>,
+        minute: Rc<RefCell<Minute>>,
+    ) -> Result<Admin, prometheus::Error> {
         Ok(Admin {
-            readiness: Readiness::new(&control),
+            readiness: Readiness::new(control),
             exposition: Exposition::new(control)?,
+            guard,
+            published: Arc::clone(&control.published),
+            admission: Arc::clone(&control.admission),
+            durability: control.durability.clone(),
+            progress: Arc::clone(&control.progress),
+            analyst,
+            minute,
         })
     }
 
@@ -38,33 +136,110 @@ impl Admin {
         request: Request<Incoming>,
     ) -> Result<Response<Full<Bytes>>, Infallible> {
         let path = request.uri().path();
-        let known = matches!(path, "/metrics" | "/health/live" | "/health/ready");
-        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-        Ok(match path {
-            _ if !known => error(
-                StatusCode::NOT_FOUND,
-                "there is nothing here: see /metrics, /health/live and /health/ready",
-            ),
-            _ if !reads => {
-                let mut response = error(
-                    StatusCode::METHOD_NOT_ALLOWED,
-                    "this can only be read: use GET",
-                );
-                response
-                    .headers_mut()
-                    .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-                response
+        let Some((method, _, route)) = ROUTES.iter().find(|(_, known, _)| *known == path) else {
+            let known: Vec<&str> = ROUTES.iter().map(|(_, path, _)| *path).collect();
+            let text = format!("there is nothing here: see {}", known.join(", "));
+            return Ok(Error::new(StatusCode::NOT_FOUND, text).answer());
+        };
+        let asked = request.method();
+        let fits = asked.as_str() == *method || *method == "GET" && *asked == Method::HEAD;
+        if !fits {
+            let (allowed, text) = match *method {
+                "GET" => ("GET, HEAD", "this can only be read: use GET".to_owned()),
+                method => (method, format!("this changes something: use {method}")),
+            };
+            let mut response = Error::new(StatusCode::METHOD_NOT_ALLOWED, text).answer();
+            let allowed = HeaderValue::from_static(allowed);
+            response.headers_mut().insert(ALLOW, allowed);
+            return Ok(response);
+        }
+        Ok(match route {
+            Route::Metrics => self.metrics(),
+            Route::Live => json_response(StatusCode::OK, &json!({"status": "live"})),
+            Route::Ready => self.ready().await,
+            Route::Status => json_response(StatusCode::OK, &self.status()),
+            Route::Decisions => {
+                let decisions = self.analyst.borrow().decisions().clone();
+                json_response(StatusCode::OK, &json!({"decisions": decisions}))
             }
-            "/metrics" => self.metrics(),
-            "/health/live" => json_response(StatusCode::OK, &json!({"status": "live"})),
-            _ => self.ready().await,
+            change => match self.guard.check(request.headers()) {
+                Err(forbidden) => refuse(forbidden),
+                Ok(()) => match self.change(*change, request.into_body()).await {
+                    Ok(()) => json_response(StatusCode::OK, &self.status()),
+                    Err(error) => error.answer(),
+                },
+            },
         })
     }
 
+    async fn change(&self, route: Route, body: Incoming) -> Result<(), Error> {
+        match route {
+            Route::Weight => {
+                let weight = weight(&read(body).await?)?;
+                self.command(Command::SetWeight(weight)).await
+            }
+            Route::WeightAlias => {
+                let weight = weight_of_two(&read(body).await?)?;
+                self.command(Command::SetWeight(weight)).await
+            }
+            Route::Rollout(command) => self.command(command).await,
+            Route::ResetBreakers => {
+                info!("an operator has closed the breakers");
+                let now = clock::uptime();
+                let gates = Target::ALL.map(|target| self.admission.gate(target));
+                let gates = gates.into_iter().flatten();
+                for gate in gates.chain([self.admission.sidecar()]) {
+                    gate.with(|breaker| breaker.reset(now));
+                }
+                Ok(())
+            }
+            Route::ResetLimits => {
+                info!("an operator has reset the limits");
+                self.admission.reset_limits();
+                Ok(())
+            }
+            Route::Metrics | Route::Live | Route::Ready | Route::Status | Route::Decisions => {
+                Ok(())
+            }
+        }
+    }
+
+    /// Done when it is on disk, where there is one, so that what was said survives whatever comes next.
+    async fn command(&self, command: Command) -> Result<(), Error> {
+        let kept = {
+            let mut analyst = self.analyst.borrow_mut();
+            let phase = analyst.rollout().position.phase;
+            analyst
+                .command(command, clock::uptime(), clock::wall())
+                .map_err(|refused| Error::new(StatusCode::CONFLICT, explain(refused, phase)))?
+        };
+        if self.durability.is_some() {
+            let written = async {
+                while !self.progress.is_written(kept) {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            };
+            // A disk that fails has its own alarm, and takes nothing away from what is in force.
+            let _late = timeout(WRITE_TIMEOUT, written).await;
+        }
+        Ok(())
+    }
+
+    fn status(&self) -> Value {
+        status::status(
+            &self.published.load(),
+            &self.admission,
+            &self.analyst.borrow(),
+            &self.minute.borrow(),
+        )
+    }
+
     fn metrics(&self) -> Response<Full<Bytes>> {
-        match self.exposition.text() {
+        match self.exposition.text(&self.analyst.borrow()) {
             Ok(text) => respond(StatusCode::OK, prometheus::TEXT_FORMAT, text),
-            Err(failure) => error(StatusCode::INTERNAL_SERVER_ERROR, &failure.to_string()),
+            Err(failure) => {
+                Error::new(StatusCode::INTERNAL_SERVER_ERROR, failure.to_string()).answer()
+            }
         }
     }
 
@@ -78,8 +253,144 @@ impl Admin {
     }
 }
 
-fn error(status: StatusCode, message: &str) -> Response<Full<Bytes>> {
-    json_response(status, &json!({"error": message}))
+/// The JSON object in a request's body.
+async fn read(body: Incoming) -> Result<Map<String, Value>, Error> {
+    let collected = timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await;
+    let bytes = match collected {
+        Ok(Ok(collected)) => collected.to_bytes(),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            let text = format!("the body is longer than {MAX_BODY} bytes");
+            return Err(Error::new(StatusCode::PAYLOAD_TOO_LARGE, text));
+        }
+        Ok(Err(error)) => {
+            let text = format!("the body cannot be read: {error}");
+            return Err(Error::new(StatusCode::BAD_REQUEST, text));
+        }
+        Err(_elapsed) => {
+            let text = "the body did not come in time";
+            return Err(Error::new(StatusCode::REQUEST_TIMEOUT, text));
+        }
+    };
+    match serde_json::from_slice(&bytes) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(other) => Err(unprocessable(format!(
+            "the body is not a JSON object but {other}: send {{\"weight\": 5}}"
+        ))),
+        Err(error) => {
+            let text = format!("the body is not JSON ({error}): send {{\"weight\": 5}}");
+            Err(Error::new(StatusCode::BAD_REQUEST, text))
+        }
+    }
+}
+
+fn unprocessable(text: impl Into<String>) -> Error {
+    Error::new(StatusCode::UNPROCESSABLE_ENTITY, text)
+}
+
+/// The numbers of exactly these keys.
+fn numbers<const N: usize>(
+    object: &Map<String, Value>,
+    keys: [&str; N],
+    example: &str,
+) -> Result<[f64; N], Error> {
+    if let Some(unknown) = object.keys().find(|key| !keys.contains(&key.as_str())) {
+        return Err(unprocessable(format!(
+            "{unknown:?} is not known here: send {example}"
+        )));
+    }
+    let mut numbers = [0.0; N];
+    for (number, key) in numbers.iter_mut().zip(keys) {
+        *number = match object.get(key) {
+            None => {
+                return Err(unprocessable(format!("{key:?} is missing: send {example}")));
+            }
+            Some(value) => value.as_f64().ok_or_else(|| {
+                unprocessable(format!(
+                    "{key:?} is not a number but {value}: send {example}"
+                ))
+            })?,
+        };
+    }
+    Ok(numbers)
+}
+
+/// `{"weight": 5}`, in percent.
+fn weight(object: &Map<String, Value>) -> Result<Weight, Error> {
+    const EXAMPLE: &str = r#"{"weight": 5}"#;
+    let [percent] = numbers(object, ["weight"], EXAMPLE)?;
+    in_hundredths(percent * 100.0).ok_or_else(|| {
+        unprocessable(format!(
+            "a weight is a percentage from 0 to 100 with at most two decimals, not {percent}: send {EXAMPLE}"
+        ))
+    })
+}
+
+/// `{"old_weight": 0.95, "new_weight": 0.05}`, as shares.
+fn weight_of_two(object: &Map<String, Value>) -> Result<Weight, Error> {
+    const EXAMPLE: &str = r#"{"old_weight": 0.95, "new_weight": 0.05}"#;
+    let [old, new] = numbers(object, ["old_weight", "new_weight"], EXAMPLE)?;
+    if (old + new - 1.0).abs() > TOLERANCE {
+        return Err(unprocessable(format!(
+            "old_weight and new_weight are {} together, not 1: send {EXAMPLE}",
+            old + new
+        )));
+    }
+    let weight =
+        in_hundredths(new * 10_000.0).filter(|_| (-TOLERANCE..=1.0 + TOLERANCE).contains(&old));
+    weight.ok_or_else(|| {
+        unprocessable(format!(
+            "a weight is a share from 0 to 1 with at most four decimals, not {new}: send {EXAMPLE}"
+        ))
+    })
+}
+
+/// What is a whole number but for the rounding of binary fractions.
+fn in_hundredths(number: f64) -> Option<Weight> {
+    let rounded = number.round();
+    let is_whole = (number - rounded).abs() < 1e-6 && (0.0..=10_000.0).contains(&rounded);
+    is_whole.then(|| Weight::new(rounded as u32)).flatten()
+}
+
+fn explain(refused: Refused, phase: Phase) -> String {
+    let phase = phase.label();
+    match refused {
+        Refused::NoSteps => {
+            "there are no steps: write rollout.steps into the configuration, or set the weight by \
+                             hand (PUT /traffic/weight)"
+                .into()
+        }
+        Refused::UnderWay => format!(
+            "a rollout is under way already ({phase}): abort or promote it first, or resume it if it is paused"
+        ),
+        Refused::NotProgressing => {
+            format!("no rollout is progressing (it is {phase}), so there is nothing to pause")
+        }
+        Refused::NotPaused => {
+            format!(
+                "no rollout is paused (it is {phase}), so there is nothing to resume; start one"
+            )
+        }
+        Refused::WeightIsTheSteps => {
+            "a rollout is progressing, and its steps say what the weight is: pause or abort \
+                                      it first"
+                .into()
+        }
+    }
+}
+
+fn refuse(forbidden: Forbidden) -> Response<Full<Bytes>> {
+    let status = forbidden.status();
+    let mut response = Error::new(status, forbidden.text()).answer();
+    if status == StatusCode::UNAUTHORIZED {
+        // RFC 6750 section 3.
+        let challenge = match forbidden {
+            Forbidden::TokenWrong => r#"Bearer realm="canary-router", error="invalid_token""#,
+            _ => r#"Bearer realm="canary-router""#,
+        };
+        let challenge = HeaderValue::from_static(challenge);
+        response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+    }
+    response
 }
 
 fn json_response(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {

@@ -21,7 +21,8 @@ use tracing::{error, info};
 use crate::{
     clock,
     state::{
-        Admission, Durability, Kept, Ledger, admission::Terms, ledger::Look, persist::Unusable,
+        Admission, Durability, Kept, Ledger, SharedProgress, admission::Terms, ledger::Look,
+        persist::Unusable,
     },
 };
 
@@ -128,9 +129,10 @@ impl Keeper {
         terms: Terms,
         admission: Arc<Admission>,
         durability: Arc<Durability>,
+        progress: Arc<SharedProgress>,
     ) -> Writer {
         let mut writer = Writer {
-            ledger: Ledger::new(self.kept, terms),
+            ledger: Ledger::new(self.kept.clone(), terms, progress),
             keeper: self,
             admission,
             durability,
@@ -276,7 +278,11 @@ fn behind_links(path: &Path) -> Result<PathBuf, StateError> {
     }
 }
 
-fn random_salt() -> Result<u128, StateError> {
+/// Of a router that has kept none.
+///
+/// # Errors
+/// The system gives no random numbers.
+pub fn random_salt() -> Result<u128, StateError> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| StateError::Random(error.to_string()))?;
     Ok(u128::from_ne_bytes(bytes))

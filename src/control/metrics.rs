@@ -12,18 +12,26 @@ use prometheus::{
     proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-use super::Control;
+use super::{Control, analyst::Analyst, decisions};
 use crate::{
     VERSION,
     policy::{
         CacheResult, FailureKind, Fallback, Reason, SidecarResult, SidecarStatuses, Target,
+        analysis::Strength,
         breaker::{State, Transitions},
+        rollout::{Phase, Verdict},
     },
     state::{
         Admission, Durability, Gate, Published, Tally,
-        tally::{LATENCY_BOUNDS_MS, LatencyTotals, SIDECAR_BOUNDS_US, Totals},
+        tally::{LATENCY_BOUNDS_US, SIDECAR_BOUNDS_US, Totals},
     },
 };
+
+/// The original's buckets: 0 to 6000 milliseconds.
+const LEGACY_BOUNDS_US: [u64; 13] = [
+    0, 25_000, 50_000, 75_000, 100_000, 200_000, 400_000, 600_000, 800_000, 1_000_000, 2_000_000,
+    4_000_000, 6_000_000,
+];
 
 /// Renders the metrics.
 pub struct Exposition(Registry);
@@ -31,13 +39,13 @@ pub struct Exposition(Registry);
 impl Exposition {
     /// # Errors
     /// Two families have the same name.
-    pub fn new(control: Control) -> Result<Exposition, prometheus::Error> {
+    pub fn new(control: &Control) -> Result<Exposition, prometheus::Error> {
         let registry = Registry::new();
         registry.register(Box::new(Families {
-            published: control.published,
-            admission: control.admission,
-            tallies: control.tallies,
-            durability: control.durability,
+            published: Arc::clone(&control.published),
+            admission: Arc::clone(&control.admission),
+            tallies: control.tallies.clone(),
+            durability: control.durability.clone(),
             desc: Desc::new(
                 "canary_router".into(),
                 "All metrics of the router".into(),
@@ -53,9 +61,11 @@ impl Exposition {
     ///
     /// # Errors
     /// A family has no series, which would be a bug of ours.
-    pub fn text(&self) -> Result<String, prometheus::Error> {
+    pub fn text(&self, analyst: &Analyst) -> Result<String, prometheus::Error> {
         let mut text = Vec::new();
-        TextEncoder::new().encode(&self.0.gather(), &mut text)?;
+        let mut families = self.0.gather();
+        families.extend(rollout(analyst));
+        TextEncoder::new().encode(&families, &mut text)?;
         String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
     }
 }
@@ -145,8 +155,14 @@ fn request_latency(totals: &Totals) -> MetricFamily {
     let series = Target::ALL.iter().map(|target| {
         let labels = [("target", target.label()), ("version", VERSION)];
         let mut metric = labelled(&labels);
-        let bounds = LATENCY_BOUNDS_MS.iter().map(|ms| f64::from(*ms));
-        metric.set_histogram(histogram(&totals.latency[target.index()], bounds, 1e3));
+        let latency = &totals.latency[target.index()];
+        metric.set_histogram(histogram(
+            &latency.buckets,
+            &LATENCY_BOUNDS_US,
+            &LEGACY_BOUNDS_US,
+            latency.sum_us,
+            1e3,
+        ));
         metric
     });
     family(
@@ -157,32 +173,31 @@ fn request_latency(totals: &Totals) -> MetricFamily {
     )
 }
 
-/// `unit_us` is the unit of the metric in microseconds.
+/// Of what was counted in buckets that end at `bounds`, shows those that end at the bounds in `shown`, which are
+/// among them; all in microseconds. `unit_us` is the unit of the metric in microseconds.
 fn histogram(
-    latency: &LatencyTotals,
-    bounds: impl Iterator<Item = f64>,
+    counts: &[u64],
+    bounds: &[u64],
+    shown: &[u64],
+    sum_us: u64,
     unit_us: f64,
 ) -> Histogram {
     let mut cumulative = 0;
-    let buckets = bounds
-        .map(Some)
-        .chain([None])
-        .zip(&latency.buckets)
-        .filter_map(|(bound, count)| {
-            cumulative += count;
-            // The encoder adds +Inf from the count.
-            bound.map(|bound| {
-                let mut bucket = Bucket::default();
-                bucket.set_upper_bound(bound);
-                bucket.set_cumulative_count(cumulative);
-                bucket
-            })
-        })
-        .collect();
+    let mut buckets = Vec::with_capacity(shown.len());
+    for (i, count) in counts.iter().enumerate() {
+        cumulative += count;
+        // The encoder adds +Inf from the count.
+        if let Some(bound) = bounds.get(i).filter(|bound| shown.contains(bound)) {
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(*bound as f64 / unit_us);
+            bucket.set_cumulative_count(cumulative);
+            buckets.push(bucket);
+        }
+    }
     let mut histogram = Histogram::default();
     histogram.set_bucket(buckets);
     histogram.set_sample_count(cumulative);
-    histogram.set_sample_sum(latency.sum_us as f64 / unit_us);
+    histogram.set_sample_sum(sum_us as f64 / unit_us);
     histogram
 }
 
@@ -226,9 +241,16 @@ fn sidecar_results(totals: &Totals) -> MetricFamily {
 }
 
 fn sidecar_duration(totals: &Totals) -> MetricFamily {
-    let bounds = SIDECAR_BOUNDS_US.iter().map(|us| *us as f64 / 1e6);
+    let sidecar = &totals.sidecar;
+    let bounds = &SIDECAR_BOUNDS_US;
     let mut metric = Metric::default();
-    metric.set_histogram(histogram(&totals.sidecar, bounds, 1e6));
+    metric.set_histogram(histogram(
+        &sidecar.buckets,
+        bounds,
+        bounds,
+        sidecar.sum_us,
+        1e6,
+    ));
     family(
         "canary_router_sidecar_duration_seconds",
         "How long the sidecar took to answer, or to fail",
@@ -282,6 +304,61 @@ fn breakers(admission: &Admission) -> [MetricFamily; 2] {
             "Changes of state of the circuit breaker",
             MetricType::COUNTER,
             transitions,
+        ),
+    ]
+}
+
+/// Where the rollout stands, and what the judge says.
+fn rollout(analyst: &Analyst) -> [MetricFamily; 5] {
+    let position = analyst.rollout().position;
+    let phases = Phase::ALL.iter().map(|phase| {
+        let is_now = *phase == position.phase;
+        gauge(&[("phase", phase.label())], f64::from(u8::from(is_now)))
+    });
+    // Before anything was counted: the evidence of nothing.
+    let evidence =
+        |of: fn(&Strength) -> Option<f64>| analyst.strength().and_then(of).unwrap_or(0.0);
+    let evidence = [
+        ("errors", evidence(|strength| Some(strength.errors))),
+        ("latency", evidence(|strength| strength.latency)),
+        ("overall", evidence(|strength| Some(strength.overall))),
+    ];
+    let evidence = evidence.map(|(metric, value)| gauge(&[("metric", metric)], value));
+    let verdicts = Verdict::ALL.iter().map(|verdict| {
+        let count = analyst.verdicts()[verdict.index()];
+        counter(&[("verdict", verdict.label())], count)
+    });
+    [
+        family(
+            "canary_router_weight_ratio",
+            "The share of eligible requests that goes to the canary",
+            MetricType::GAUGE,
+            vec![gauge(&[], position.weight.ratio())],
+        ),
+        family(
+            "canary_router_rollout_phase",
+            "1 for the phase that the rollout is in, 0 for the others",
+            MetricType::GAUGE,
+            phases.collect(),
+        ),
+        family(
+            "canary_router_rollout_step",
+            "The step of the rollout, from 1; 0 where there was none",
+            MetricType::GAUGE,
+            vec![gauge(&[], decisions::step(&position) as f64)],
+        ),
+        family(
+            "canary_router_analysis_log_evidence",
+            "Natural logarithm of the evidence that the canary is worse than allowed; it is rolled back when the \
+             overall one reaches the negative logarithm of false-rollback-probability",
+            MetricType::GAUGE,
+            evidence.into(),
+        ),
+        family(
+            "canary_router_analysis_verdicts_total",
+            "What the judge has said, once a second while a rollout is under way",
+            MetricType::COUNTER,
+            verdicts.collect(),
         ),
     ]
 }

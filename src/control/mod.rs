@@ -2,11 +2,24 @@
 //! readiness probe, and a slow scraper never holds up a request.
 
 pub mod admin;
+pub mod analyst;
+pub mod decisions;
+pub mod guard;
 pub mod keeper;
 pub mod metrics;
+pub mod minute;
 pub mod readiness;
+pub mod status;
 
-use std::{io, net::TcpListener as StdListener, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    io,
+    net::TcpListener as StdListener,
+    panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -15,15 +28,25 @@ use tokio::{
     runtime,
     sync::{Semaphore, watch},
     task::{LocalSet, spawn_local},
+    time::{MissedTickBehavior, interval},
 };
-use tracing::debug;
+use tracing::{debug, error};
 
-use crate::state::{Admission, Durability, Lifecycle, Published, Tally};
+use self::{analyst::Analyst, guard::Guard, minute::Minute};
+use crate::{
+    clock,
+    state::{
+        Admission, Durability, Lifecycle, Progress, Published, Seen, SharedProgress, Tally, Trials,
+    },
+};
 
 /// How many clients of the instrumentation port are served at a time.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take to send a request head, idle time included.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often it is looked whether anything follows from what the workers saw.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// What the control plane looks at.
 pub struct Control {
@@ -33,6 +56,14 @@ pub struct Control {
     pub admission: Arc<Admission>,
     /// What each worker counts.
     pub tallies: Vec<Arc<Tally>>,
+    /// What each worker saw of the requests that chance has assigned.
+    pub trials: Vec<Arc<Trials>>,
+    /// Of whom it was seen.
+    pub seen: Arc<Seen>,
+    /// Where what is to be kept of the rollout is left.
+    pub progress: Arc<SharedProgress>,
+    /// What it goes on from.
+    pub opening: Progress,
     /// How writing the state file goes, if there is one.
     pub durability: Option<Arc<Durability>>,
     /// Where the process stands.
@@ -56,7 +87,14 @@ async fn serve(
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
-    let admin = Arc::new(admin::Admin::new(control).map_err(io::Error::other)?);
+    let instrumentation = control.published.load().config.instrumentation.clone();
+    let guard = Guard::new(instrumentation.as_ref(), listener.local_addr()?);
+    let now = clock::uptime();
+    let minute = Rc::new(RefCell::new(Minute::new(control.tallies.clone(), now)));
+    let analyst = Rc::new(RefCell::new(Analyst::new(&control, now)));
+    let admin = admin::Admin::new(&control, guard, Rc::clone(&analyst), Rc::clone(&minute));
+    let admin = Rc::new(admin.map_err(io::Error::other)?);
+    spawn_local(look(analyst, minute));
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let next = async {
@@ -72,11 +110,11 @@ async fn serve(
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let admin = Arc::clone(&admin);
+        let admin = Rc::clone(&admin);
         spawn_local(async move {
             let _place = place;
             let service = service_fn(|request| {
-                let admin = Arc::clone(&admin);
+                let admin = Rc::clone(&admin);
                 async move { admin.answer(request).await }
             });
             let served = http1::Builder::new()
@@ -88,5 +126,23 @@ async fn serve(
                 debug!(%error, "instrumentation connection ended");
             }
         });
+    }
+}
+
+/// Looks at what the workers saw, for as long as this thread runs.
+async fn look(analyst: Rc<RefCell<Analyst>>, minute: Rc<RefCell<Minute>>) {
+    let mut looks = interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        let now = clock::uptime();
+        minute.borrow_mut().look(now);
+        let mut analyst = analyst.borrow_mut();
+        // It holds no more than counts; whatever it has left half done, the canary gets nothing after it.
+        let looked = catch_unwind(AssertUnwindSafe(|| analyst.look(now, clock::wall())));
+        if looked.is_err() {
+            error!("the judge has panicked: this is a bug of canary-router, please report it");
+            analyst.failed(now, clock::wall());
+        }
     }
 }

@@ -33,8 +33,9 @@ use std::{cmp::Reverse, time::Duration};
 
 use super::{Target, rollout::Verdict, weight::Weight};
 
-/// At how many latencies both targets are compared.
-pub const THRESHOLDS: usize = 40;
+/// At how many latencies both targets are compared. Models of what threads share would take for ever with all
+/// of them.
+pub const THRESHOLDS: usize = if cfg!(canary_loom) { 1 } else { 40 };
 /// How many thresholds a latency can exceed: none, to all of them.
 pub const LEVELS: usize = THRESHOLDS + 1;
 /// How many pairs of step and weight are kept apart; what comes after is not judged.
@@ -206,9 +207,9 @@ impl Evidence {
         &self.accounts
     }
 
-    /// Adds what happened under a weight in a step. Where the weight is certain there is nothing to compare.
+    /// Adds what happened under a weight in a step. Where the canary gets nothing there is nothing to learn.
     pub fn add(&mut self, step: usize, weight: Weight, counts: &Counts) {
-        if weight.is_certain() || counts.is_empty() {
+        if weight == Weight::NONE || counts.is_empty() {
             return;
         }
         let room = self.accounts.len() < MOST_ACCOUNTS;
@@ -224,7 +225,9 @@ impl Evidence {
         }
     }
 
-    /// How strong it is, in this step.
+    /// How strong it is, in this step. Where the canary gets everything there is nothing to compare with: then
+    /// it is enough to fail less often than acceptable; if nobody has said what is, what earlier steps have shown
+    /// counts as shown.
     pub fn strength(&self, settings: &Settings, step: usize) -> Strength {
         let errors = self.against(settings.error_ratio, 0.0, |counts| {
             let [main, canary] = counts.failed.map(|count| count as f64);
@@ -247,14 +250,16 @@ impl Evidence {
                 })
             })
         });
-        let now = || {
-            self.accounts
-                .iter()
-                .filter(move |account| account.step == step)
-        };
+        let of_step = |account: &Account| account.step == step;
+        let is_last = |account: &Account| of_step(account) && account.weight == Weight::ALL;
+        let all = self.accounts.iter().any(is_last);
+        let now = || self.accounts.iter().filter(|account| of_step(account));
+        let shown = all && settings.acceptable_failure_rate == 0.0;
         let safe = SAFE_ALTERNATIVES.map(|factor| {
             let (r, r0) = (factor * settings.safe_ratio, settings.safe_ratio);
-            now()
+            let accounts = self.accounts.iter();
+            accounts
+                .filter(|account| shown || of_step(account))
                 .map(|account| {
                     let odds = Odds::new(account.weight, r, r0);
                     let [main, canary] = account.counts.failed.map(|count| count as f64);
@@ -360,6 +365,12 @@ struct Odds {
 
 impl Odds {
     fn new(weight: Weight, r: f64, r0: f64) -> Odds {
+        if weight.is_certain() {
+            return Odds {
+                main: 0.0,
+                canary: 0.0,
+            };
+        }
         let rho = weight.ratio();
         // ln_1p keeps what a weight of 0.01 % adds to 1.
         let main = (rho * (r0 - 1.0)).ln_1p() - (rho * (r - 1.0)).ln_1p();

@@ -1,11 +1,13 @@
 //! Main or canary: the table of decisions.
 //!
-//! [`decide`] looks at what is known of a request and either settles it or says that the sidecar
-//! must be asked; [`after_sidecar`] reads the answer. Neither asks anybody anything. A reason that
-//! names the canary still needs a permit ([`crate::state::admission`]); if that is refused,
-//! [`Reason::demoted`] says why the request goes to main instead.
+//! [`decide`] looks at what is known of a request and either settles it, or says that the sidecar must be
+//! asked, or that the request is *eligible*: chance says where it goes, by the weight. [`after_sidecar`] reads
+//! the sidecar's answer; its canary means eligible, too. [`Reason::drawn`] reads what chance said. None of
+//! them asks anybody anything. A reason that names the canary still needs a permit
+//! ([`crate::state::admission`]); if that is refused, [`Reason::demoted`] says why the request goes to main
+//! instead.
 
-use super::Target;
+use super::{Target, Weight};
 
 /// What is known of a request before anyone was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +16,8 @@ pub struct Facts {
     pub forced: Option<Target>,
     /// What stands before the canary at this moment.
     pub barriers: Barriers,
+    /// The canary's share of eligible requests.
+    pub weight: Weight,
 }
 
 /// What keeps requests from the canary. What is off never does.
@@ -68,6 +72,8 @@ pub enum Decision {
     Route(Reason),
     /// The facts do not settle it: ask the sidecar, then [`after_sidecar`].
     AskSidecar(SidecarStatuses),
+    /// It is eligible without being asked about: [`Reason::WeightCanary`], if chance agrees.
+    Eligible,
 }
 
 /// How the sidecar answered.
@@ -106,11 +112,23 @@ pub enum Reason {
     BreakerOpen,
     /// The sidecar said canary, but the breaker was open.
     SidecarCanaryBreakerOpen,
+    /// There is a sidecar, but the weight leaves nothing to ask about.
+    WeightZero,
+    /// There is no sidecar, and chance chose the canary.
+    WeightCanary,
+    /// There is no sidecar, and chance chose main.
+    WeightMain,
+    /// There is no sidecar, and chance chose the canary, but no permit was left.
+    WeightCanaryLimitReached,
+    /// There is no sidecar, and chance chose the canary, but the breaker was open.
+    WeightCanaryBreakerOpen,
+    /// The sidecar said canary, and chance chose main.
+    SidecarCanaryWeightMain,
 }
 
 impl Reason {
     /// All of them, in the order of [`Reason::index`].
-    pub const ALL: [Reason; 12] = [
+    pub const ALL: [Reason; 18] = [
         Reason::NoSidecar,
         Reason::HeaderTrue,
         Reason::HeaderFalse,
@@ -123,6 +141,12 @@ impl Reason {
         Reason::SidecarError,
         Reason::BreakerOpen,
         Reason::SidecarCanaryBreakerOpen,
+        Reason::WeightZero,
+        Reason::WeightCanary,
+        Reason::WeightMain,
+        Reason::WeightCanaryLimitReached,
+        Reason::WeightCanaryBreakerOpen,
+        Reason::SidecarCanaryWeightMain,
     ];
 
     /// A dense index, for arrays with an element per reason.
@@ -133,7 +157,7 @@ impl Reason {
     /// The upstream that this reason leads to.
     pub const fn target(self) -> Target {
         match self {
-            Reason::HeaderTrue | Reason::SidecarCanary => Target::Canary,
+            Reason::HeaderTrue | Reason::SidecarCanary | Reason::WeightCanary => Target::Canary,
             Reason::NoSidecar
             | Reason::HeaderFalse
             | Reason::RequestLimitReached
@@ -143,7 +167,27 @@ impl Reason {
             | Reason::SidecarNonStandard
             | Reason::SidecarError
             | Reason::BreakerOpen
-            | Reason::SidecarCanaryBreakerOpen => Target::Main,
+            | Reason::SidecarCanaryBreakerOpen
+            | Reason::WeightZero
+            | Reason::WeightMain
+            | Reason::WeightCanaryLimitReached
+            | Reason::WeightCanaryBreakerOpen
+            | Reason::SidecarCanaryWeightMain => Target::Main,
+        }
+    }
+
+    /// Whether chance has a say in it.
+    pub const fn is_eligible(self) -> bool {
+        matches!(self, Reason::SidecarCanary | Reason::WeightCanary)
+    }
+
+    /// The reason for an [eligible](Reason::is_eligible) request when chance has chosen this target; any other
+    /// reason stays what it is.
+    pub const fn drawn(self, chosen: Target) -> Reason {
+        match (self, chosen) {
+            (Reason::SidecarCanary, Target::Main) => Reason::SidecarCanaryWeightMain,
+            (Reason::WeightCanary, Target::Main) => Reason::WeightMain,
+            (other, _) => other,
         }
     }
 
@@ -154,6 +198,8 @@ impl Reason {
         match (self, refusal) {
             (Reason::SidecarCanary, Refusal::Limit) => Reason::SidecarCanaryLimitReached,
             (Reason::SidecarCanary, Refusal::Breaker) => Reason::SidecarCanaryBreakerOpen,
+            (Reason::WeightCanary, Refusal::Limit) => Reason::WeightCanaryLimitReached,
+            (Reason::WeightCanary, Refusal::Breaker) => Reason::WeightCanaryBreakerOpen,
             (other, _) => other,
         }
     }
@@ -184,6 +230,21 @@ impl Reason {
                     statuses.canary
                 )
             }
+            Reason::WeightZero => "Canary weight is 0".into(),
+            Reason::WeightCanary => "Routed via weight: canary".into(),
+            Reason::WeightMain => "Routed via weight: main".into(),
+            Reason::WeightCanaryLimitReached => {
+                "Routed via weight: canary, but canary limit reached".into()
+            }
+            Reason::WeightCanaryBreakerOpen => {
+                "Routed via weight: canary, but canary circuit breaker open".into()
+            }
+            Reason::SidecarCanaryWeightMain => {
+                format!(
+                    "Sidecar returns status code {}, but weight chose main",
+                    statuses.canary
+                )
+            }
         }
     }
 }
@@ -198,17 +259,20 @@ pub fn forced_by_header(value: Option<&[u8]>) -> Option<Target> {
     }
 }
 
-/// The order of decisions: the header, then whether there is a sidecar, then what stands before the
-/// canary.
+/// The order of decisions: the header, then whether the canary gets anything at all, then what stands before
+/// it, then whether there is a sidecar.
 pub fn decide(facts: Facts, rules: Rules) -> Decision {
     match facts.forced {
         Some(Target::Canary) => return Decision::Route(Reason::HeaderTrue),
         Some(Target::Main) => return Decision::Route(Reason::HeaderFalse),
         None => {}
     }
-    let Some(statuses) = rules.sidecar else {
-        return Decision::Route(Reason::NoSidecar);
-    };
+    if facts.weight == Weight::NONE {
+        return Decision::Route(match rules.sidecar {
+            None => Reason::NoSidecar,
+            Some(_) => Reason::WeightZero,
+        });
+    }
     let Barriers {
         requests,
         errors,
@@ -223,10 +287,13 @@ pub fn decide(facts: Facts, rules: Rules) -> Decision {
     if breaker {
         return Decision::Route(Reason::BreakerOpen);
     }
-    Decision::AskSidecar(statuses)
+    match rules.sidecar {
+        Some(statuses) => Decision::AskSidecar(statuses),
+        None => Decision::Eligible,
+    }
 }
 
-/// What the sidecar's answer means. Only its canary status leads to the canary; everything that is
+/// What the sidecar's answer means. Only its canary status makes a request eligible; everything that is
 /// not understood is main.
 pub fn after_sidecar(answer: SidecarAnswer, statuses: SidecarStatuses) -> Reason {
     match answer {
@@ -249,8 +316,9 @@ mod tests {
     };
     const ALONE: Rules = Rules { sidecar: None };
 
-    /// Every combination of header, sidecar, limits and breaker: 3 × 2 × 2 × 2 rows, none left out, each
-    /// with a breaker that is closed and one that is open.
+    /// Every combination of header, sidecar, limits, breaker and weight: 3 × 2 × 2 × 2 rows, none left out,
+    /// each with a breaker that is closed and one that is open, and with nothing, a little and all for the
+    /// canary.
     #[test]
     fn the_whole_table_of_decisions() {
         use Decision::Route;
@@ -276,10 +344,10 @@ mod tests {
             (main,     SIDECAR, false,    true,    Route(Reason::HeaderFalse)),
             (main,     SIDECAR, true,     false,   Route(Reason::HeaderFalse)),
             (main,     SIDECAR, true,     true,    Route(Reason::HeaderFalse)),
-            (None,     ALONE,   false,    false,   Route(Reason::NoSidecar)),
-            (None,     ALONE,   false,    true,    Route(Reason::NoSidecar)),
-            (None,     ALONE,   true,     false,   Route(Reason::NoSidecar)),
-            (None,     ALONE,   true,     true,    Route(Reason::NoSidecar)),
+            (None,     ALONE,   false,    false,   Decision::Eligible),
+            (None,     ALONE,   false,    true,    Route(Reason::ErrorLimitReached)),
+            (None,     ALONE,   true,     false,   Route(Reason::RequestLimitReached)),
+            (None,     ALONE,   true,     true,    Route(Reason::RequestLimitReached)),
             (None,     SIDECAR, false,    false,   ask),
             (None,     SIDECAR, false,    true,    Route(Reason::ErrorLimitReached)),
             (None,     SIDECAR, true,     false,   Route(Reason::RequestLimitReached)),
@@ -292,13 +360,23 @@ mod tests {
                     errors,
                     breaker,
                 };
-                let facts = Facts { forced, barriers };
-                // It has a say only where nothing else has decided.
-                let expected = match breaker && expected == ask {
-                    true => Route(Reason::BreakerOpen),
-                    false => expected,
-                };
-                assert_eq!(decide(facts, rules), expected, "{facts:?} {rules:?}");
+                for weight in [Weight::NONE, Weight::new(1).unwrap(), Weight::ALL] {
+                    let facts = Facts {
+                        forced,
+                        barriers,
+                        weight,
+                    };
+                    let undecided = [ask, Decision::Eligible].contains(&expected);
+                    // The breaker has a say only where nothing else has decided, and a weight of nothing
+                    // wherever the header has not.
+                    let expected = match (forced, weight, rules.sidecar) {
+                        (None, Weight::NONE, None) => Route(Reason::NoSidecar),
+                        (None, Weight::NONE, Some(_)) => Route(Reason::WeightZero),
+                        _ if breaker && undecided => Route(Reason::BreakerOpen),
+                        _ => expected,
+                    };
+                    assert_eq!(decide(facts, rules), expected, "{facts:?} {rules:?}");
+                }
             }
         }
     }
@@ -367,13 +445,17 @@ mod tests {
     }
 
     #[test]
-    fn only_a_sidecars_choice_can_be_demoted_and_a_demoted_request_goes_to_main() {
-        for refusal in [Refusal::Limit, Refusal::Breaker] {
-            for reason in Reason::ALL {
-                let demoted = reason.demoted(refusal);
-                match reason {
-                    Reason::SidecarCanary => assert_eq!(demoted.target(), Target::Main),
-                    other => assert_eq!(demoted, other),
+    fn only_what_is_eligible_can_be_drawn_or_demoted_and_goes_to_main_then() {
+        for reason in Reason::ALL {
+            assert_eq!(reason.drawn(Target::Canary), reason);
+            let others = [Refusal::Limit, Refusal::Breaker].map(|refusal| reason.demoted(refusal));
+            for other in others.into_iter().chain([reason.drawn(Target::Main)]) {
+                match reason.is_eligible() {
+                    true => assert_eq!(
+                        (reason.target(), other.target()),
+                        (Target::Canary, Target::Main)
+                    ),
+                    false => assert_eq!(other, reason),
                 }
             }
         }

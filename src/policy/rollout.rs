@@ -180,6 +180,8 @@ pub enum Why {
     Unhealthy,
     /// The same, in a dry run: nothing moved.
     UnhealthyInDryRun,
+    /// The judge itself failed, which would be a bug of ours: nobody watches the canary any more.
+    JudgeFailed,
     /// A process started with other steps than the rollout had begun with.
     StepsChanged,
     /// A process started with another `traffic.weight` in its configuration.
@@ -354,6 +356,16 @@ impl Rollout {
             }
         };
         Some(self.moved(&before, why))
+    }
+
+    /// The judge has failed: what is under way and not watched is rolled back.
+    pub fn judge_failed(&mut self) -> Option<Move> {
+        let before = *self;
+        if !self.position.phase.is_under_way() {
+            return None;
+        }
+        self.roll_back();
+        Some(self.moved(&before, Why::JudgeFailed))
     }
 
     /// A process begins with other steps than those that the rollout was begun with.

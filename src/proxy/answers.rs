@@ -15,7 +15,7 @@ use std::{
 use moka::{Expiry, future::Cache};
 use tokio::sync;
 
-use super::{fields::Fields, message::RequestHead};
+use super::{fields::Fields, headers, message::RequestHead};
 use crate::{
     config::{CacheKey, SidecarCache},
     policy::{CacheResult, SidecarAnswer},
@@ -185,7 +185,7 @@ pub fn key(declared: &[CacheKey], head: &RequestHead, client: &str) -> Key {
                     .for_each(|value| put(Some(value)));
                 put(None);
             }
-            CacheKey::Cookie(name) => put(cookie(&head.headers, name.as_bytes())),
+            CacheKey::Cookie(name) => put(headers::cookie(&head.headers, name.as_bytes())),
             CacheKey::Method => put(Some(head.method.as_str().as_bytes())),
             CacheKey::Path => put(Some(head.target.path())),
             CacheKey::Query => put(head.target.query()),
@@ -193,17 +193,6 @@ pub fn key(declared: &[CacheKey], head: &RequestHead, client: &str) -> Key {
         }
     }
     key.into()
-}
-
-/// The value of a cookie; of several with one name the first one counts (RFC 6265 section 5.4).
-fn cookie<'a>(headers: &'a Fields, name: &[u8]) -> Option<&'a [u8]> {
-    headers
-        .named("cookie")
-        .flat_map(|value| value.split(|&byte| byte == b';'))
-        .find_map(|pair| {
-            let pair = pair.trim_ascii();
-            pair.strip_prefix(name)?.strip_prefix(b"=")
-        })
 }
 
 /// How long the sidecar lets its answer be used (RFC 9111 section 5.2.2), if it says anything about that:
@@ -305,19 +294,5 @@ mod tests {
             assert_eq!(max_age(&headers), expected, "{value}");
         }
         assert_eq!(max_age(&fields(&[])), None);
-    }
-
-    #[test]
-    fn the_first_cookie_of_a_name_counts() {
-        let headers = fields(&[("Cookie", "a=1; sid=x=y;sid=2"), ("cookie", "late=3")]);
-        for (name, expected) in [
-            ("a", Some(&b"1"[..])),
-            ("sid", Some(b"x=y")),
-            ("late", Some(b"3")),
-            ("si", None),
-            ("A", None),
-        ] {
-            assert_eq!(cookie(&headers, name.as_bytes()), expected, "{name}");
-        }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     cell::{Cell, RefCell},
     future::Future,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, Waker, ready},
@@ -44,7 +44,9 @@ pub struct Connection {
     pub worker: Rc<Worker>,
     /// What it waits for.
     pub watch: Watch,
-    /// The client's address, as `X-Forwarded-For` shows it.
+    /// The client's address. An IPv4 client of a dual-stack listener has an IPv4 one.
+    pub client: IpAddr,
+    /// The same, as `X-Forwarded-For` shows it.
     pub forwarded_for: String,
     stream: RefCell<TcpStream>,
     inbox: RefCell<Inbox>,
@@ -83,6 +85,7 @@ impl Connection {
         Rc::new(Connection {
             worker,
             watch: Watch::new(),
+            client: peer.ip().to_canonical(),
             forwarded_for: headers::forwarded_for(peer.ip()),
             stream: RefCell::new(stream),
             inbox: RefCell::default(),

@@ -192,7 +192,12 @@ enum Coding {
 
 /// Writes a response. `None` if another request may follow.
 async fn respond(connection: &Rc<Connection>, facts: &Facts, reply: Reply) -> Option<End> {
-    let Reply { head, body, then } = reply;
+    let Reply {
+        head,
+        body,
+        then,
+        cookie,
+    } = reply;
     let coding = coding(facts, &head, &body);
     let refused = matches!(then, Then::Close);
     // Whether the client sends its body all the same is its own choice.
@@ -203,7 +208,19 @@ async fn respond(connection: &Rc<Connection>, facts: &Facts, reply: Reply) -> Op
         && !uncertain
         && !connection.worker.is_draining()
         && (matches!(body, Body::Upstream(_)) || can_skip_body(connection));
-    connection.put(|out| put_head(out, connection, facts, &head, &body, coding, stays, &then));
+    connection.put(|out| {
+        put_head(
+            out,
+            connection,
+            facts,
+            &head,
+            &body,
+            coding,
+            stays,
+            &then,
+            cookie.as_deref(),
+        )
+    });
     // It holds on to all that was read with it.
     drop(head);
     connection.watch.enter(Stage::Response, clock::recent());
@@ -261,6 +278,7 @@ fn put_head(
     coding: Coding,
     stays: bool,
     then: &Then,
+    cookie: Option<&[u8]>,
 ) {
     out.reserve(
         head.headers.written_length() + HEAD_ROOM + body.length().unwrap_or(0).min(SMALL) as usize,
@@ -277,6 +295,9 @@ fn put_head(
     head.headers.put_without(skipped, out);
     if !head.headers.has(Known::Date) {
         put_field(out, b"date", connection.worker.date.borrow().as_bytes());
+    }
+    if let Some(cookie) = cookie {
+        put_field(out, b"set-cookie", cookie);
     }
     if let (Body::Text(text), true) = (body, has_length) {
         head::put_length(out, text.len() as u64);

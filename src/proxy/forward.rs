@@ -209,6 +209,7 @@ impl Exchange<'_> {
         permit: Option<Permit>,
         mut record: Record,
     ) -> Result<Reply, RequestError> {
+        record.end_trial();
         record.moved(permit);
         match self.send(Target::Main, upload, &mut record).await {
             Ok(answer) => {
@@ -251,7 +252,7 @@ impl Exchange<'_> {
             Ok(answer) => {
                 // Of a 101 it is not known yet whether anybody had asked for it.
                 if answer.head.status != StatusCode::SWITCHING_PROTOCOLS {
-                    record.answered(answer.head.status);
+                    record.answered(target, answer.head.status);
                 }
                 Ok(answer)
             }
@@ -297,11 +298,12 @@ impl Exchange<'_> {
                 record.failed(target, &error);
                 return Err(error.into());
             };
-            record.answered(head.status);
+            record.answered(target, head.status);
             return Ok(Reply {
                 head,
                 body: Body::Text(Bytes::new()),
                 then: Then::Tunnel(protocol, Box::new(Tunnel { io, read })),
+                cookie: None,
             });
         }
         headers::strip_hop_by_hop(&mut head.headers);
@@ -313,6 +315,7 @@ impl Exchange<'_> {
             head,
             body: Body::Upstream(body),
             then: Then::Next,
+            cookie: None,
         })
     }
 }

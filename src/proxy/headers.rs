@@ -11,6 +11,7 @@ use std::{
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{Method, Version, uri::Authority};
+use ipnet::IpNet;
 
 use super::{
     error::Refusal,
@@ -141,6 +142,11 @@ pub fn wanted_upgrade(head: &RequestHead, has_body: bool) -> Result<Option<Bytes
     Ok(Some(protocol))
 }
 
+/// Whether this client's `X-Canary` is believed (`override.trusted`).
+pub fn is_trusted(client: IpAddr, trusted: Option<&[IpNet]>) -> bool {
+    trusted.is_none_or(|trusted| trusted.iter().any(|net| net.contains(&client)))
+}
+
 /// Takes off everything that belongs to this connection only, and what `Connection` names. Whether the
 /// message said `TE: trailers`, the one `TE` that every hop understands.
 pub fn strip_hop_by_hop(headers: &mut Fields) -> bool {
@@ -185,6 +191,17 @@ pub fn put_upgrade(head: &mut BytesMut, protocol: &[u8]) {
 pub fn keep_allowed_trailers(trailers: &mut Fields) {
     let forbidden = NOT_IN_TRAILERS.map(|name| name.as_bytes().to_vec());
     trailers.remove_named(&forbidden.into(), KnownSet::of(&[]));
+}
+
+/// The value of a cookie; of several with one name the first one counts (RFC 6265 section 5.4).
+pub fn cookie<'a>(headers: &'a Fields, name: &[u8]) -> Option<&'a [u8]> {
+    headers
+        .named("cookie")
+        .flat_map(|value| value.split(|&byte| byte == b';'))
+        .find_map(|pair| {
+            let pair = pair.trim_ascii();
+            pair.strip_prefix(name)?.strip_prefix(b"=")
+        })
 }
 
 /// Whether `Connection` holds this token.
@@ -389,6 +406,20 @@ mod tests {
         for h2c in ["h2c", "websocket, H2C"] {
             let lines = [("connection", "upgrade, http2-settings"), ("upgrade", h2c)];
             assert_eq!(wanted(Version::HTTP_11, &lines, false).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn the_first_cookie_of_a_name_counts() {
+        let headers = fields(&[("Cookie", "a=1; sid=x=y;sid=2"), ("cookie", "late=3")]);
+        for (name, expected) in [
+            ("a", Some(&b"1"[..])),
+            ("sid", Some(b"x=y")),
+            ("late", Some(b"3")),
+            ("si", None),
+            ("A", None),
+        ] {
+            assert_eq!(cookie(&headers, name.as_bytes()), expected, "{name}");
         }
     }
 }

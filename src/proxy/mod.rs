@@ -15,6 +15,7 @@
 //! | [`service`] | the pipeline |
 //! | [`message`], [`fields`], [`headers`], [`uri`] | message heads; what is passed on, and how it is rewritten |
 //! | [`sidecar`], [`answers`] | asks main or canary, or knows from before |
+//! | [`split`] | draws by the weight; who is whose, with sticky assignment |
 //! | [`forward`] | sends to an upstream, falls back to main |
 //! | [`upload`], [`call`] | one request to an upstream, and its response |
 //! | [`pool`], [`connect`] | upstream connections |
@@ -41,6 +42,7 @@ pub mod pool;
 pub mod record;
 pub mod service;
 pub mod sidecar;
+pub mod split;
 pub mod upgrade;
 pub mod upload;
 pub mod uri;

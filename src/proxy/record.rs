@@ -3,6 +3,7 @@
 use std::{
     cell::Cell,
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,8 +16,8 @@ use super::{
 };
 use crate::{
     clock,
-    policy::{Fallback, Reason, Target},
-    state::Permit,
+    policy::{FailureRule, Fallback, Outcome, Reason, Target},
+    state::{Permit, Snapshot, Trial},
 };
 
 /// Follows one request from its decision to its end. However it ends (answered, failed, cancelled,
@@ -29,6 +30,16 @@ pub struct Record {
     permit: Option<Permit>,
     /// When that upstream got it.
     sent: Instant,
+    /// What the judge is to be told.
+    judged: Option<Judged>,
+}
+
+/// A request that chance has assigned while the judge looks, up to the moment from which its end says nothing.
+struct Judged {
+    worker: Rc<Worker>,
+    snapshot: Arc<Snapshot>,
+    trial: Trial,
+    is_answered: bool,
 }
 
 impl Record {
@@ -46,7 +57,24 @@ impl Record {
             started,
             permit,
             sent: clock::recent(),
+            judged: None,
         }
+    }
+
+    /// The judge is to be told of this request.
+    pub fn judge(&mut self, snapshot: Arc<Snapshot>, trial: Trial) {
+        self.worker.trials.begin(trial);
+        self.judged = Some(Judged {
+            worker: Rc::clone(&self.worker),
+            snapshot,
+            trial,
+            is_answered: false,
+        });
+    }
+
+    /// What comes now is no longer of the target that chance has chosen.
+    pub fn end_trial(&mut self) {
+        self.judged = None;
     }
 
     /// Why the request went where it went.
@@ -67,8 +95,16 @@ impl Record {
 
     /// The head of the final response has come. It is charged if its status says so; whether it is a
     /// success shows when the last byte has come.
-    pub fn answered(&mut self, status: StatusCode) {
+    pub fn answered(&mut self, target: Target, status: StatusCode) {
+        if status.as_u16() >= 500 {
+            self.worker.tally.failed(target);
+        }
         let (took, now) = self.took();
+        if let Some(judged) = &mut self.judged
+            && !judged.answered(status, took)
+        {
+            self.judged = None;
+        }
         if let Some(permit) = &mut self.permit {
             permit.answered(status.as_u16(), took, now, fastrand::f64());
         }
@@ -76,6 +112,7 @@ impl Record {
 
     /// The last byte of the response has come. Only the first end counts.
     pub fn completed(&mut self) {
+        self.judged = None;
         if let Some(permit) = self.permit.take() {
             permit.completed(clock::moment(clock::recent()), fastrand::f64());
         }
@@ -83,12 +120,17 @@ impl Record {
 
     /// What became of the request says nothing about the upstream.
     pub fn ignored(&mut self) {
+        self.judged = None;
         self.permit = None;
     }
 
     /// An upstream failed: counts it, charges it, and says so (seldom).
     pub fn failed(&mut self, target: Target, error: &UpstreamError) {
         self.worker.tally.failure(target, error.kind);
+        self.worker.tally.failed(target);
+        if let Some(judged) = self.judged.take() {
+            judged.failed();
+        }
         let (took, now) = self.took();
         if let Some(permit) = &mut self.permit
             && permit.target() == target
@@ -118,11 +160,50 @@ impl Record {
 
     /// How long the upstream has had the request, and the moment, where anybody wants to know.
     fn took(&self) -> (Duration, Duration) {
-        if !self.permit.as_ref().is_some_and(Permit::watches_time) {
+        let wanted = self.permit.as_ref().is_some_and(Permit::watches_time);
+        if !wanted && self.judged.is_none() {
             return (Duration::ZERO, Duration::ZERO);
         }
         let now = clock::now();
         (now.saturating_duration_since(self.sent), clock::moment(now))
+    }
+}
+
+impl Judged {
+    /// Whether it may still fail.
+    fn answered(&mut self, status: StatusCode, took: Duration) -> bool {
+        let trials = &self.worker.trials;
+        match self.rule().of_status(status.as_u16()) {
+            Outcome::Ignored => return false,
+            Outcome::Failure => {
+                trials.failed(self.trial);
+                return false;
+            }
+            Outcome::Success => {
+                let level = self.snapshot.thresholds.level(self.trial.target, took);
+                trials.answered(self.trial, level);
+            }
+        }
+        self.is_answered = true;
+        true
+    }
+
+    fn failed(self) {
+        match self.is_answered {
+            false => self.worker.trials.failed(self.trial),
+            true => self.worker.trials.cut(self.trial),
+        }
+    }
+
+    fn rule(&self) -> FailureRule {
+        let rollout = self.snapshot.config.rollout.as_ref();
+        rollout.map_or(FailureRule::ServerError, |rollout| rollout.failure)
+    }
+}
+
+impl Drop for Judged {
+    fn drop(&mut self) {
+        self.worker.trials.end(self.trial);
     }
 }
 

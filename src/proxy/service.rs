@@ -1,7 +1,7 @@
 //! The pipeline: the whole life of one request, top to bottom.
 //!
-//! Facts of the request → [`decide()`] → (the sidecar) → a permit, or main → [`forward`] → the
-//! reply. Its body settles permit and tally when it ends ([`super::body`]).
+//! Facts of the request → [`decide()`] → (the sidecar) → (a draw by the weight) → a permit, or main →
+//! [`forward`] → the reply. Its body settles permit and tally when it ends ([`super::body`]).
 //!
 //! A new rule about *where* a request goes is a variant of [`Reason`] and an arm in
 //! [`crate::policy::decide`]; a new limit is a condition in [`crate::state::admission`]; a new
@@ -18,7 +18,7 @@ use super::{
     body::{Body, RequestBody},
     connection::Connection,
     error::{Chain, Refusal, RequestError},
-    fields::{Known, put_field},
+    fields::{Known, KnownSet, put_field},
     forward::{self, Exchange},
     headers,
     http1::head,
@@ -26,15 +26,16 @@ use super::{
     record::Record,
     sidecar::{self, Question},
     upgrade::Tunnel,
+    worker::Worker,
 };
 use crate::{
     clock,
-    config::FixedAnswer,
+    config::{Config, FixedAnswer},
     policy::{
         Decision, Facts, Reason, Target,
         decide::{after_sidecar, decide, forced_by_header},
     },
-    state::{Admission, Permit},
+    state::{Admission, Permit, Snapshot, Trial},
 };
 
 /// The path that is answered by the router itself.
@@ -54,6 +55,8 @@ pub struct Reply {
     pub body: Body,
     /// How the connection goes on.
     pub then: Then,
+    /// The cookie by which the client is known from now on, as the value of `Set-Cookie`.
+    pub cookie: Option<Bytes>,
 }
 
 /// How a connection goes on after a response.
@@ -68,16 +71,20 @@ pub enum Then {
 
 /// Answers one request. Its body is read from the connection.
 pub async fn handle(request: RequestHead, connection: &Rc<Connection>, started: Instant) -> Reply {
-    match route(request, connection, started).await {
+    let mut cookie = None;
+    let mut reply = match route(request, connection, started, &mut cookie).await {
         Ok(reply) => reply,
         Err(error) => explain(&error),
-    }
+    };
+    reply.cookie = cookie;
+    reply
 }
 
 async fn route(
     mut head: RequestHead,
     connection: &Rc<Connection>,
     started: Instant,
+    cookie: &mut Option<Bytes>,
 ) -> Result<Reply, RequestError> {
     headers::vet(&head)?;
     if is_health_check(&head) {
@@ -85,20 +92,25 @@ async fn route(
     }
     let worker = &connection.worker;
     let snapshot = worker.snapshot.current();
-    let config = &snapshot.config;
+    let config = &*snapshot.config;
 
     let upgrade = headers::wanted_upgrade(&head, !connection.is_body_over())?;
     let takes_trailers = headers::strip_hop_by_hop(&mut head.headers);
     head.target = head.target.trimmed(&config.trim_prefix);
 
+    if !headers::is_trusted(connection.client, config.trusted_overrides.as_deref()) {
+        head.headers.remove(KnownSet::of(&[Known::XCanary]));
+    }
     let facts = Facts {
         forced: forced_by_header(head.headers.get(Known::XCanary)),
         barriers: worker.admission.barriers(clock::uptime),
+        weight: snapshot.split.weight,
     };
     let timeout = forward::response_timeout(config);
     let stream = || RequestBody::streaming(Bytes::new(), connection, timeout);
     let (reason, body) = match (decide(facts, snapshot.rules), &config.sidecar) {
         (Decision::Route(reason), _) => (reason, stream()),
+        (Decision::Eligible, _) => (Reason::WeightCanary, stream()),
         // The rules ask for a sidecar only where there is one.
         (Decision::AskSidecar(_), None) => (Reason::NoSidecar, stream()),
         (Decision::AskSidecar(statuses), Some(sidecar)) => {
@@ -113,8 +125,18 @@ async fn route(
         }
     };
 
-    let (reason, permit) = admit(reason, &worker.admission);
-    let record = Record::new(Rc::clone(worker), reason, started, permit);
+    let (reason, trial) = match reason.is_eligible() {
+        true => draw(reason, worker, config, &head, connection, cookie),
+        false => (reason, None),
+    };
+    let (admitted, permit) = admit(reason, &worker.admission);
+    let mut record = Record::new(Rc::clone(worker), admitted, started, permit);
+    // What was demoted is not where chance has put it.
+    if let Some((snapshot, trial)) = trial
+        && admitted == reason
+    {
+        record.judge(snapshot, trial);
+    }
     Exchange {
         connection,
         config,
@@ -124,6 +146,38 @@ async fn route(
     }
     .run(body, record)
     .await
+}
+
+/// Draws for an eligible request: by the weight of this moment, since the sidecar may have taken its time and a
+/// rollback holds at once. If the judge is to know how it ends, says for what.
+fn draw(
+    reason: Reason,
+    worker: &Worker,
+    config: &Config,
+    head: &RequestHead,
+    connection: &Connection,
+    cookie: &mut Option<Bytes>,
+) -> (Reason, Option<(Arc<Snapshot>, Trial)>) {
+    let snapshot = worker.snapshot.current();
+    let split = snapshot.split;
+    let sticky = config.traffic.sticky.as_ref();
+    let lot = worker
+        .lots
+        .draw(split, sticky, head, &connection.forwarded_for);
+    *cookie = lot.cookie;
+    let reason = reason.drawn(lot.target);
+    // Where something stands before one of the targets, requests are missing there, and nothing can be compared.
+    let tick = split.tick.filter(|_| worker.admission.is_clear());
+    let trial = tick.map(|tick| {
+        let trial = Trial {
+            tick,
+            target: lot.target,
+            key: lot.key,
+            is_new: lot.is_new,
+        };
+        (snapshot, trial)
+    });
+    (reason, trial)
 }
 
 /// HEAD is GET without the body (RFC 9110 section 9.3.2), and some probes prefer it.
@@ -196,5 +250,6 @@ fn own(status: StatusCode, lines: &[Line<'_>], body: impl Into<Bytes>) -> Reply 
         },
         body: Body::Text(body.into()),
         then: Then::Next,
+        cookie: None,
     }
 }

@@ -30,12 +30,13 @@ use super::{
     listener,
     pool::{Pool, Room},
     record::Warnings,
+    split::Lots,
     watch::{Order, Patience},
 };
 use crate::{
     clock,
     config::Config,
-    state::{Admission, Published, TallyWriter, snapshot::Reader},
+    state::{Admission, Published, TallyWriter, TrialsWriter, snapshot::Reader},
 };
 
 /// How often idle upstream connections are looked through.
@@ -54,6 +55,10 @@ pub struct Worker {
     pub answers: Option<Answers>,
     /// What this worker counts.
     pub tally: TallyWriter,
+    /// And of what chance has assigned.
+    pub trials: TrialsWriter,
+    /// How it is drawn.
+    pub lots: Lots,
     /// This worker's upstream connections.
     pub pools: Pools,
     /// Keeps warnings about upstreams from drowning the log.
@@ -94,6 +99,8 @@ pub struct Setup {
     pub listener: StdListener,
     /// What it counts with.
     pub tally: TallyWriter,
+    /// And tells the judge with.
+    pub trials: TrialsWriter,
     /// What it has in common with the other workers.
     pub shared: Shared,
     /// Tells when to stop.
@@ -109,6 +116,8 @@ pub struct Shared {
     pub admission: Arc<Admission>,
     /// What the sidecar has said before, where it may be used again.
     pub answers: Option<Answers>,
+    /// How it is drawn who gets the canary.
+    pub lots: Lots,
     /// How they speak TLS to upstreams.
     pub tls: TlsSettings,
     /// How many they are: each keeps its share of the idle connections.
@@ -121,11 +130,17 @@ impl Worker {
         self.draining.get().is_some()
     }
 
-    fn new(shared: Shared, tally: TallyWriter, config: &Config) -> Rc<Worker> {
+    fn new(
+        shared: Shared,
+        tally: TallyWriter,
+        trials: TrialsWriter,
+        config: &Config,
+    ) -> Rc<Worker> {
         let Shared {
             published,
             admission,
             answers,
+            lots,
             tls,
             workers,
         } = shared;
@@ -145,6 +160,8 @@ impl Worker {
             admission,
             answers,
             tally,
+            trials,
+            lots,
             pools: Pools {
                 main: service(Rc::clone(&services)),
                 canary: service(services),
@@ -185,6 +202,10 @@ impl Worker {
             ticks.tick().await;
             let now = clock::now();
             self.date.borrow_mut().refresh();
+            match self.snapshot.current().split.tick {
+                Some(tick) => self.trials.close(tick),
+                None => self.trials.close_all(),
+            }
             for (_, connection) in self.connections.borrow().iter() {
                 connection.watch.check(now, &patience, self.draining.get());
                 connection.shed();
@@ -275,12 +296,13 @@ async fn work(setup: Setup) -> io::Result<()> {
     let Setup {
         listener,
         tally,
+        trials,
         shared,
         mut run,
     } = setup;
     let snapshot = shared.published.load();
     let config = &snapshot.config;
-    let worker = Worker::new(shared, tally, config);
+    let worker = Worker::new(shared, tally, trials, config);
     let listener = TcpListener::from_std(listener)?;
 
     let patience = Patience {

@@ -213,6 +213,27 @@ impl Admission {
         }
     }
 
+    /// Whether nothing stands before either target, so that what starts now can be compared.
+    pub fn is_clear(&self) -> bool {
+        let closed = |target| {
+            self.guard(target)
+                .is_none_or(|guard| guard.gate.is_closed())
+        };
+        // Relaxed: as for `barriers`.
+        let read = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        let used = self.used();
+        let has_room = |limit: Option<u64>, ceiling: &AtomicU64, used: u64| {
+            limit.is_none_or(|limit| used < limit.min(read(ceiling)))
+        };
+        let Limits {
+            requests, errors, ..
+        } = self.limits;
+        closed(Target::Main)
+            && closed(Target::Canary)
+            && has_room(requests, &self.ceiling.requests, used.requests)
+            && has_room(errors.map(u64::from), &self.ceiling.errors, used.errors)
+    }
+
     /// Asks for a request that the router chose to send to the canary.
     ///
     /// Takes a request token for good, reserves an error, and is a probe where the breaker is half-open;
@@ -311,6 +332,12 @@ impl Admission {
                     .into()
             }),
         }
+    }
+
+    /// Begins with unused limits. What is in flight keeps what it has reserved.
+    pub fn reset_limits(&self) {
+        let _always_some = self.update_errors(|quota| Some(ErrorQuota { errors: 0, ..quota }));
+        self.taken.store(0, Ordering::Relaxed);
     }
 
     /// What is counted so far.
@@ -774,6 +801,7 @@ mod tests {
                 let permit = admission.admit_main(|| NOW).unwrap().unwrap();
                 settle(permit, Outcome::Failure);
             }
+            assert!(!admission.is_clear());
             let refused = admission.admit_main(|| NOW).unwrap_err();
             assert_eq!(refused.retry_after, Duration::from_secs(30));
             assert!(limits(None, None).admit_main(|| NOW).unwrap().is_none());
@@ -804,6 +832,37 @@ mod tests {
                 errors: 0
             }
         );
+    }
+
+    #[test]
+    fn reset_limits_are_unused_but_for_what_is_in_flight() {
+        let admission = limits(Some(3), Some(3));
+        settle(admit(&admission).unwrap(), Outcome::Failure);
+        let held = admit(&admission).unwrap();
+        admission.reset_limits();
+        let left = |requests, errors| Remaining {
+            requests: Some(requests),
+            errors: Some(errors),
+        };
+        assert_eq!(admission.remaining(), left(3, 2));
+        settle(held, Outcome::Failure);
+        assert_eq!(admission.remaining(), left(3, 2));
+    }
+
+    #[test]
+    fn it_is_clear_while_a_request_could_go_to_either_target() {
+        let admission = limits(Some(2), Some(1));
+        assert!(admission.is_clear());
+        let held = admit(&admission).unwrap();
+        assert!(
+            !admission.is_clear(),
+            "what is in flight may be the last error"
+        );
+        drop(held);
+        assert!(admission.is_clear());
+        drop(admit(&admission).unwrap());
+        assert!(!admission.is_clear(), "no token is left");
+        assert!(limits(None, None).is_clear());
     }
 
     #[test]

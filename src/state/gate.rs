@@ -69,6 +69,11 @@ impl Gate {
         self.with(|breaker| breaker.settle(ticket, outcome, took, now, chance));
     }
 
+    /// Whether calls go through without being probes.
+    pub fn is_closed(&self) -> bool {
+        self.closed().is_some()
+    }
+
     /// Does something with the breaker.
     pub fn with<T>(&self, act: impl FnOnce(&mut Breaker) -> T) -> T {
         let mut breaker = lock(&self.breaker);

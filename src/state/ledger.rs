@@ -4,10 +4,13 @@
 //! Counts are written ahead of what they count, up to a ceiling ([`crate::policy::headroom`]); what a
 //! process finds on disk counts as used.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use super::{
-    Admission, Kept,
+    Admission, Kept, SharedProgress,
     admission::{Restored, Terms, Used},
 };
 use crate::policy::{Target, headroom::Headroom};
@@ -19,6 +22,7 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Ledger {
     kept: Kept,
+    progress: Arc<SharedProgress>,
     written: Option<Version>,
     requests: Headroom,
     errors: Headroom,
@@ -27,8 +31,9 @@ pub struct Ledger {
     retry_at: Duration,
 }
 
-/// What differs when there is something to write: the counts, and the generations of the breakers.
-type Version = (Used, [Option<u64>; Target::ALL.len()]);
+/// What differs when there is something to write: the counts, the generations of the breakers, and the version
+/// of the rollout.
+type Version = (Used, [Option<u64>; Target::ALL.len()], u64);
 
 /// What came of a look.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,11 +47,12 @@ pub enum Look<E> {
 }
 
 impl Ledger {
-    /// Goes on from what was found.
-    pub fn new(kept: Kept, terms: Terms) -> Ledger {
+    /// Goes on from what was found, with what the control plane makes of the rollout.
+    pub fn new(kept: Kept, terms: Terms, progress: Arc<SharedProgress>) -> Ledger {
         let used = kept.restored.used;
         Ledger {
             kept,
+            progress,
             written: None,
             requests: Headroom::new(terms.limits.requests.unwrap_or(0), used.requests),
             errors: Headroom::new(terms.limits.errors.map_or(0, u64::from), used.errors),
@@ -122,7 +128,8 @@ impl Ledger {
             Some(gate.with(|breaker| (breaker.generation(), breaker.save(now))))
         });
         let generations = breakers.map(|breaker| breaker.map(|(generation, _)| generation));
-        let version = (used, generations);
+        let (progress, latest) = self.progress.latest();
+        let version = (used, generations, progress);
         if self.written == Some(version) {
             return Look::Nothing;
         }
@@ -130,9 +137,11 @@ impl Ledger {
             used,
             breakers: breakers.map(|breaker| breaker.map(|(_, saved)| saved)),
         };
+        self.kept.progress = latest;
         match put(&self.kept.to_text(wall)) {
             Ok(()) => {
                 self.written = Some(version);
+                self.progress.set_written(progress);
                 Look::Written
             }
             Err(error) => {
@@ -173,7 +182,7 @@ mod tests {
             repeats: Rate(0),
         };
         let admission = Admission::new(terms, Duration::ZERO);
-        let mut ledger = Ledger::new(Kept::default(), terms);
+        let mut ledger = Ledger::new(Kept::default(), terms, SharedProgress::new(None));
         let mut look = |ms, works: bool| {
             let now = Duration::from_millis(ms);
             ledger.look(&admission, now, UNIX_EPOCH + now, |_| match works {

@@ -1,7 +1,7 @@
 //! What the data plane and the control plane share: synchronous, without I/O.
 //!
-//! Snapshots go down ([`snapshot`]), tallies come up ([`tally`]), and the canary's exact budgets are
-//! kept behind permits ([`admission`]). Nothing else passes between the two planes.
+//! Snapshots go down ([`snapshot`]), tallies come up ([`tally`], [`trials`]), and the canary's exact budgets
+//! are kept behind permits ([`admission`]). Nothing else passes between the two planes.
 
 pub mod admission;
 pub mod durability;
@@ -9,8 +9,11 @@ pub mod gate;
 pub mod ledger;
 pub mod lifecycle;
 pub mod persist;
+pub mod progress;
+pub mod seen;
 pub mod snapshot;
 pub mod tally;
+pub mod trials;
 
 pub use admission::{Admission, Permit};
 pub use durability::Durability;
@@ -18,17 +21,26 @@ pub use gate::Gate;
 pub use ledger::Ledger;
 pub use lifecycle::{Lifecycle, Phase};
 pub use persist::Kept;
-pub use snapshot::{Published, Snapshot};
+pub use progress::{Progress, SharedProgress};
+pub use seen::Seen;
+pub use snapshot::{Published, Snapshot, Split};
 pub use tally::{Tally, TallyWriter};
+pub use trials::{Trial, Trials, TrialsWriter};
 
 /// Atomics and locks: the standard library's, or loom's where the models of `tests/loom.rs` run.
 mod sync {
     use std::sync::PoisonError;
 
     #[cfg(canary_loom)]
-    pub(super) use loom::sync::{Mutex, MutexGuard, atomic::AtomicU64};
+    pub(super) use loom::sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU32, AtomicU64},
+    };
     #[cfg(not(canary_loom))]
-    pub(super) use std::sync::{Mutex, MutexGuard, atomic::AtomicU64};
+    pub(super) use std::sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU32, AtomicU64},
+    };
 
     /// Nothing panics while one of our locks is held, and if it did each step would still be whole.
     pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -3,23 +3,39 @@
 //! Reading and writing files is not here (`control::keeper`). Moments are written as wall-clock time,
 //! since nothing else means anything to the next process.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::VecDeque,
+    fmt::Write,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::admission::{Restored, Used};
-use crate::policy::{Target, breaker::Saved};
+use super::{
+    Progress,
+    admission::{Restored, Used},
+};
+use crate::policy::{
+    Target, Weight,
+    analysis::{Account, Counts, Evidence, MOST_ACCOUNTS, Pair, THRESHOLDS},
+    breaker::Saved,
+    rollout::{Phase, Position, Rollout, Step},
+};
 
-/// The only version there is so far.
-const VERSION: u64 = 1;
+/// The version that is written. The first one knew of no rollouts.
+const VERSION: u64 = 2;
 /// What the file says it is, so that another one is not taken for it.
 const KIND: &str = "canary-router state";
 
 /// What one process leaves to the next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Kept {
     /// The counts and the breakers.
     pub restored: Restored,
+    /// The weight and the rollout.
+    pub progress: Option<Arc<Progress>>,
     /// What makes this installation's hashes its own.
     pub salt: u128,
 }
@@ -55,6 +71,8 @@ struct Document {
     salt: String,
     limits: Limits,
     breakers: Breakers,
+    #[serde(default)]
+    rollout: Option<Course>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -79,6 +97,150 @@ struct Breaker {
     openings: u32,
 }
 
+/// A rollout, and the weight by itself. Weights are in hundredths of a percent.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Course {
+    phase: String,
+    step: usize,
+    weight: u32,
+    elapsed_ms: u64,
+    extended: bool,
+    objected: bool,
+    epoch: u64,
+    steps: Vec<CourseStep>,
+    configured_weight: u32,
+    accounts: Vec<CourseAccount>,
+    /// Hexadecimal; empty where nothing was seen.
+    seen: String,
+    decisions: VecDeque<Value>,
+    numbered: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct CourseStep {
+    weight: u32,
+    lasts_ms: u64,
+}
+
+/// Pairs are main's and the canary's.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct CourseAccount {
+    step: usize,
+    weight: u32,
+    requests: Pair,
+    failures: Pair,
+    failed: Pair,
+    slow: Vec<Pair>,
+}
+
+impl Course {
+    fn of(progress: &Progress) -> Course {
+        let rollout = &progress.rollout;
+        let steps = progress.steps.iter().map(|step| CourseStep {
+            weight: step.weight.hundredths(),
+            lasts_ms: milliseconds(step.lasts),
+        });
+        let accounts = progress.evidence.accounts().iter();
+        let accounts = accounts.map(|account| CourseAccount {
+            step: account.step,
+            weight: account.weight.hundredths(),
+            requests: account.counts.requests,
+            failures: account.counts.failures,
+            failed: account.counts.failed,
+            slow: account.counts.slow.to_vec(),
+        });
+        Course {
+            phase: rollout.position.phase.label().into(),
+            step: rollout.position.step,
+            weight: rollout.position.weight.hundredths(),
+            elapsed_ms: milliseconds(rollout.elapsed),
+            extended: rollout.extended,
+            objected: rollout.objected,
+            epoch: rollout.epoch,
+            steps: steps.collect(),
+            configured_weight: progress.configured.hundredths(),
+            accounts: accounts.collect(),
+            seen: to_hex(&progress.seen),
+            decisions: progress.decisions.clone(),
+            numbered: progress.numbered,
+        }
+    }
+
+    /// `None` where a number cannot be what it says.
+    fn progress(self) -> Option<Progress> {
+        let phase = Phase::ALL
+            .into_iter()
+            .find(|phase| phase.label() == self.phase)?;
+        let steps = self.steps.iter().map(|step| {
+            Some(Step {
+                weight: Weight::new(step.weight)?,
+                lasts: Duration::from_millis(step.lasts_ms),
+            })
+        });
+        let accounts = self.accounts.into_iter().map(|account| {
+            let slow: [Pair; THRESHOLDS] = account.slow.try_into().ok()?;
+            Some(Account {
+                step: account.step,
+                weight: Weight::new(account.weight)?,
+                counts: Counts {
+                    requests: account.requests,
+                    failures: account.failures,
+                    failed: account.failed,
+                    slow,
+                },
+            })
+        });
+        let accounts: Vec<Account> = accounts.collect::<Option<_>>()?;
+        if accounts.len() > MOST_ACCOUNTS {
+            return None;
+        }
+        Some(Progress {
+            rollout: Rollout {
+                position: Position {
+                    phase,
+                    step: self.step,
+                    weight: Weight::new(self.weight)?,
+                },
+                elapsed: Duration::from_millis(self.elapsed_ms),
+                extended: self.extended,
+                objected: self.objected,
+                epoch: self.epoch,
+            },
+            steps: steps.collect::<Option<_>>()?,
+            configured: Weight::new(self.configured_weight)?,
+            evidence: Evidence::new(accounts),
+            seen: from_hex(&self.seen)?,
+            decisions: self.decisions,
+            numbered: self.numbered,
+        })
+    }
+}
+
+fn to_hex(bytes: &[u8]) -> String {
+    if bytes.iter().all(|byte| *byte == 0) {
+        return String::new();
+    }
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        let _infallible = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digits = |pair: &[u8]| {
+        let digits = std::str::from_utf8(pair).ok()?;
+        let is_hex = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        (is_hex && pair.len() == 2)
+            .then(|| u8::from_str_radix(digits, 16).ok())
+            .flatten()
+    };
+    text.as_bytes().chunks(2).map(digits).collect()
+}
+
 impl Kept {
     /// As it is written at `now`.
     pub fn to_text(&self, now: SystemTime) -> String {
@@ -101,9 +263,9 @@ impl Kept {
                 main: breaker(Target::Main),
                 canary: breaker(Target::Canary),
             },
+            rollout: self.progress.as_deref().map(Course::of),
         };
-        let mut text =
-            serde_json::to_string_pretty(&document).expect("strings and numbers are JSON");
+        let mut text = serde_json::to_string(&document).expect("strings and numbers are JSON");
         text.push('\n');
         text
     }
@@ -123,7 +285,7 @@ impl Kept {
         // Before anything else is looked at: a later version may have other fields.
         match value.get("version").and_then(|version| version.as_u64()) {
             Some(newer) if newer > VERSION => return Err(Unusable::Newer(newer)),
-            Some(VERSION) => {}
+            Some(1..=VERSION) => {}
             _ => return Err(Unusable::Torn("its version is not a number from 1".into())),
         }
         let torn = |error: serde_json::Error| Unusable::Torn(error.to_string());
@@ -152,13 +314,27 @@ impl Kept {
         };
         restored.breakers[Target::Main.index()] = document.breakers.main.map(saved);
         restored.breakers[Target::Canary.index()] = document.breakers.canary.map(saved);
-        Ok(Kept { restored, salt })
+        let progress = match document.rollout.map(Course::progress) {
+            None => None,
+            Some(Some(progress)) => Some(Arc::new(progress)),
+            Some(None) => {
+                return Err(Unusable::Torn("its rollout makes no sense".into()));
+            }
+        };
+        Ok(Kept {
+            restored,
+            progress,
+            salt,
+        })
     }
 }
 
 fn epoch_ms(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    since.as_millis().try_into().unwrap_or(u64::MAX)
+    milliseconds(time.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    duration.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -182,7 +358,49 @@ mod tests {
             open_for: Some(Duration::from_secs(30)),
             openings: 3,
         });
+        let weight = Weight::new(500).unwrap();
+        let mut evidence = Evidence::default();
+        let mut counts = Counts {
+            requests: [95, 5],
+            failures: [2, 1],
+            failed: [1, 1],
+            ..Counts::default()
+        };
+        counts.slow[3] = [9, 1];
+        evidence.add(1, weight, &counts);
+        kept.progress = Some(Arc::new(Progress {
+            rollout: Rollout {
+                position: Position {
+                    phase: Phase::Paused,
+                    step: 1,
+                    weight,
+                },
+                elapsed: Duration::from_millis(61_200),
+                extended: true,
+                objected: false,
+                epoch: 4,
+            },
+            steps: vec![Step {
+                weight,
+                lasts: Duration::from_secs(600),
+            }],
+            configured: Weight::NONE,
+            evidence,
+            seen: vec![0, 7],
+            decisions: [serde_json::json!({"number": 17})].into(),
+            numbered: 17,
+        }));
         kept
+    }
+
+    #[test]
+    fn what_the_first_version_wrote_is_read() {
+        let text = r#"{"kind": "canary-router state", "version": 1,
+            "salt": "0000000000000000000000000000feed", "limits": {"requests": 3, "errors": 7},
+            "breakers": {"main": null, "canary": null}}"#;
+        let read = Kept::parse(text, at(1)).unwrap();
+        assert_eq!((read.restored.used.errors, read.salt), (7, 0xfeed));
+        assert_eq!(read.progress, None);
     }
 
     #[test]
@@ -219,25 +437,35 @@ mod tests {
             ("{}".into(), "does not say its kind"),
             (text.replace(KIND, "something"), "its kind is \"something\""),
             (
-                text.replace("\"version\": 1", "\"version\": 2"),
-                "has version 2",
+                text.replace("\"version\":2", "\"version\":3"),
+                "has version 3",
             ),
             (
-                text.replace("\"version\": 1", "\"version\": 0"),
+                text.replace("\"version\":2", "\"version\":0"),
                 "torn or damaged",
             ),
             (
-                text.replace("\"version\": 1", "\"version\": 2, \"other\": 1"),
-                "has version 2",
+                text.replace("\"version\":2", "\"version\":3,\"other\":1"),
+                "has version 3",
             ),
             (
-                text.replace("\"errors\": 7", "\"errors\": -7"),
+                text.replace("\"errors\":7", "\"errors\":-7"),
                 "torn or damaged",
             ),
             (
-                text.replace("\"errors\": 7", "\"errors\": 7, \"x\": 1"),
+                text.replace("\"errors\":7", "\"errors\":7,\"x\":1"),
                 "torn or damaged",
             ),
+            (
+                text.replace("\"paused\"", "\"poised\""),
+                "rollout makes no sense",
+            ),
+            (
+                text.replace("\"weight\":500", "\"weight\":10001"),
+                "rollout makes no sense",
+            ),
+            (text.replace("0007", "000"), "rollout makes no sense"),
+            (text.replace("0007", "00+7"), "rollout makes no sense"),
             (text.replace("feed", "fee"), "torn or damaged"),
             (text.replace("feed", "+eed"), "torn or damaged"),
         ] {

@@ -7,22 +7,68 @@ use std::{cell::RefCell, sync::Arc};
 
 use arc_swap::{ArcSwap, Cache};
 
-use crate::{config::Config, policy::Rules};
+use crate::{
+    config::Config,
+    policy::{
+        Rules, Weight,
+        analysis::{LatencyRule, Thresholds},
+    },
+};
 
 /// One consistent state of everything that an operator can set.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Snapshot {
     /// The configuration in force.
-    pub config: Config,
+    pub config: Arc<Config>,
     /// What decisions depend on, out of it.
     pub rules: Rules,
+    /// At which latencies the targets are compared.
+    pub thresholds: Arc<Thresholds>,
+    /// Who gets the canary at this moment.
+    pub split: Split,
+}
+
+/// How eligible requests are split between the two targets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Split {
+    /// The canary's share.
+    pub weight: Weight,
+    /// What was promised to clients in an earlier one holds no longer.
+    pub epoch: u64,
+    /// Where a rollout is under way: the tick that requests belong to which are assigned now.
+    pub tick: Option<u64>,
 }
 
 impl Snapshot {
     /// Computes what does not differ per request.
     pub fn new(config: Config) -> Snapshot {
         let rules = config.rules();
-        Snapshot { config, rules }
+        let rule = config
+            .rollout
+            .as_ref()
+            .and_then(|rollout| rollout.judge.latency);
+        Snapshot {
+            rules,
+            thresholds: Arc::new(Thresholds::new(rule.unwrap_or(LatencyRule {
+                margin: 0.0,
+                slack: std::time::Duration::ZERO,
+            }))),
+            split: Split {
+                weight: config.traffic.weight,
+                epoch: 0,
+                tick: None,
+            },
+            config: Arc::new(config),
+        }
+    }
+
+    /// The same with another split.
+    #[must_use]
+    pub fn with_split(&self, split: Split) -> Snapshot {
+        Snapshot {
+            split,
+            ..self.clone()
+        }
     }
 }
 

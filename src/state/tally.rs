@@ -14,10 +14,26 @@ use std::{
 use super::sync::AtomicU64;
 use crate::policy::{CacheResult, FailureKind, Fallback, Reason, SidecarResult, Target};
 
-/// Upper bounds of the latency buckets in milliseconds, `+Inf` left out. The zero is the original's.
-pub const LATENCY_BOUNDS_MS: [u32; 13] = [
-    0, 25, 50, 75, 100, 200, 400, 600, 800, 1000, 2000, 4000, 6000,
-];
+/// Upper bounds of the latency buckets in microseconds, `+Inf` left out: 0, then eleven for each power of ten
+/// from 100 µs up, so that a quantile is known to a tenth or so. The original's bounds are among them.
+pub const LATENCY_BOUNDS_US: [u64; 1 + 11 * 6] = latency_bounds();
+
+const fn latency_bounds() -> [u64; 1 + 11 * 6] {
+    let hundredths = [100, 125, 150, 200, 250, 300, 400, 500, 600, 750, 800];
+    let mut bounds = [0; 1 + 11 * 6];
+    let mut i = 1;
+    let mut power = 1;
+    while i < bounds.len() {
+        let mut j = 0;
+        while j < hundredths.len() {
+            bounds[i] = hundredths[j] * power;
+            i += 1;
+            j += 1;
+        }
+        power *= 10;
+    }
+    bounds
+}
 
 /// Upper bounds of the sidecar's latency buckets in microseconds, `+Inf` left out.
 pub const SIDECAR_BOUNDS_US: [u64; 13] = [
@@ -31,8 +47,8 @@ const KINDS: usize = FailureKind::ALL.len();
 const FALLBACKS: usize = Fallback::ALL.len();
 const SIDECAR_RESULTS: usize = SidecarResult::ALL.len();
 const CACHE_RESULTS: usize = CacheResult::ALL.len();
-/// Both kinds of latencies have as many.
-const BUCKETS: usize = LATENCY_BOUNDS_MS.len() + 1;
+const BUCKETS: usize = LATENCY_BOUNDS_US.len() + 1;
+const SIDECAR_BUCKETS: usize = SIDECAR_BOUNDS_US.len() + 1;
 
 /// The counts of one worker.
 #[derive(Debug)]
@@ -40,18 +56,19 @@ const BUCKETS: usize = LATENCY_BOUNDS_MS.len() + 1;
 #[repr(align(128))]
 pub struct Tally {
     requests: [AtomicU64; REASONS],
-    latency: [Latency; TARGETS],
+    latency: [Latency<BUCKETS>; TARGETS],
     failures: [[AtomicU64; KINDS]; TARGETS],
+    failed: [AtomicU64; TARGETS],
     fallbacks: [AtomicU64; FALLBACKS],
-    sidecar: Latency,
+    sidecar: Latency<SIDECAR_BUCKETS>,
     sidecar_results: [AtomicU64; SIDECAR_RESULTS],
     cache_results: [AtomicU64; CACHE_RESULTS],
 }
 
 #[derive(Debug)]
-struct Latency {
+struct Latency<const N: usize> {
     /// How many fell into each bucket: not cumulative, the last is `+Inf`.
-    buckets: [AtomicU64; BUCKETS],
+    buckets: [AtomicU64; N],
     /// Microseconds, so that it stays an integer: 584,000 years until it wraps.
     sum_us: AtomicU64,
 }
@@ -69,13 +86,15 @@ pub struct Totals {
     /// Requests by [`Reason::index`].
     pub requests: [u64; REASONS],
     /// Latencies by [`Target::index`].
-    pub latency: [LatencyTotals; TARGETS],
+    pub latency: [LatencyTotals<BUCKETS>; TARGETS],
     /// Upstream failures by [`Target::index`] and [`FailureKind::index`].
     pub failures: [[u64; KINDS]; TARGETS],
+    /// Requests that an upstream answered with a 5xx, or did not answer to the end, by [`Target::index`].
+    pub failed: [u64; TARGETS],
     /// By [`Fallback::index`].
     pub fallbacks: [u64; FALLBACKS],
     /// How long the sidecar took, in the buckets of [`SIDECAR_BOUNDS_US`].
-    pub sidecar: LatencyTotals,
+    pub sidecar: LatencyTotals<SIDECAR_BUCKETS>,
     /// By [`SidecarResult::index`].
     pub sidecar_results: [u64; SIDECAR_RESULTS],
     /// By [`CacheResult::index`].
@@ -83,12 +102,21 @@ pub struct Totals {
 }
 
 /// A latency distribution.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct LatencyTotals {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LatencyTotals<const N: usize> {
     /// How many fell into each bucket, then above the last.
-    pub buckets: [u64; BUCKETS],
+    pub buckets: [u64; N],
     /// Sum of all latencies in microseconds.
     pub sum_us: u64,
+}
+
+impl<const N: usize> Default for LatencyTotals<N> {
+    fn default() -> Self {
+        LatencyTotals {
+            buckets: [0; N],
+            sum_us: 0,
+        }
+    }
 }
 
 impl Tally {
@@ -98,6 +126,7 @@ impl Tally {
             requests: zeroes(),
             latency: std::array::from_fn(|_| Latency::new()),
             failures: std::array::from_fn(|_| zeroes()),
+            failed: zeroes(),
             fallbacks: zeroes(),
             sidecar: Latency::new(),
             sidecar_results: zeroes(),
@@ -122,6 +151,7 @@ impl Tally {
         for (failures, total) in self.failures.iter().zip(&mut totals.failures) {
             add_each(failures, total);
         }
+        add_each(&self.failed, &mut totals.failed);
         add_each(&self.fallbacks, &mut totals.fallbacks);
         self.sidecar.add_to(&mut totals.sidecar);
         add_each(&self.sidecar_results, &mut totals.sidecar_results);
@@ -129,22 +159,23 @@ impl Tally {
     }
 }
 
-impl Latency {
-    fn new() -> Latency {
+impl<const N: usize> Latency<N> {
+    fn new() -> Latency<N> {
         Latency {
             buckets: zeroes(),
             sum_us: AtomicU64::new(0),
         }
     }
 
-    fn add_to(&self, total: &mut LatencyTotals) {
+    fn add_to(&self, total: &mut LatencyTotals<N>) {
         add_each(&self.buckets, &mut total.buckets);
         total.sum_us = total.sum_us.wrapping_add(read(&self.sum_us));
     }
 
-    fn record(&self, latency: Duration, is_within: impl Fn(u64) -> Option<usize>) {
+    /// `bounds` are one less than there are buckets.
+    fn record(&self, latency: Duration, bounds: &[u64]) {
         let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-        let bucket = is_within(micros).unwrap_or(BUCKETS - 1);
+        let bucket = bounds.partition_point(|bound| *bound < micros);
         add(&self.buckets[bucket], 1);
         add(&self.sum_us, micros);
     }
@@ -154,11 +185,12 @@ impl TallyWriter {
     /// A request has ended: its response's last byte was handed over, or it broke off.
     pub fn request(&self, reason: Reason, latency: Duration) {
         add(&self.tally.requests[reason.index()], 1);
-        self.tally.latency[reason.target().index()].record(latency, |micros| {
-            LATENCY_BOUNDS_MS
-                .iter()
-                .position(|bound| micros <= u64::from(*bound) * 1000)
-        });
+        self.tally.latency[reason.target().index()].record(latency, &LATENCY_BOUNDS_US);
+    }
+
+    /// An upstream answered with a 5xx, or did not answer to the end.
+    pub fn failed(&self, target: Target) {
+        add(&self.tally.failed[target.index()], 1);
     }
 
     /// An upstream failed.
@@ -175,9 +207,7 @@ impl TallyWriter {
     pub fn sidecar(&self, result: SidecarResult, took: Option<Duration>) {
         add(&self.tally.sidecar_results[result.index()], 1);
         if let Some(took) = took {
-            self.tally.sidecar.record(took, |micros| {
-                SIDECAR_BOUNDS_US.iter().position(|bound| micros <= *bound)
-            });
+            self.tally.sidecar.record(took, &SIDECAR_BOUNDS_US);
         }
     }
 
@@ -222,6 +252,8 @@ mod tests {
         two.request(Reason::HeaderTrue, Duration::from_millis(5));
         two.request(Reason::NoSidecar, Duration::from_secs(7));
         two.failure(Target::Canary, FailureKind::Reset);
+        one.failed(Target::Canary);
+        two.failed(Target::Canary);
         two.fallback(Fallback::ReplayFailed);
         one.sidecar(SidecarResult::Main, Some(Duration::from_micros(500)));
         two.sidecar(SidecarResult::BreakerOpen, None);
@@ -232,12 +264,15 @@ mod tests {
         assert_eq!(totals.requests[Reason::HeaderTrue.index()], 2);
         assert_eq!(totals.requests[Reason::NoSidecar.index()], 1);
         let canary = totals.latency[Target::Canary.index()];
+        let bucket = |us: u64| canary.buckets[LATENCY_BOUNDS_US.partition_point(|b| *b < us)];
         assert_eq!(
-            (canary.buckets[1], canary.buckets[2], canary.sum_us),
+            (bucket(5_000), bucket(30_000), canary.sum_us),
             (1, 1, 35_000)
         );
-        assert_eq!(totals.latency[Target::Main.index()].buckets[BUCKETS - 1], 1);
+        let main = totals.latency[Target::Main.index()];
+        assert_eq!(main.buckets.iter().sum::<u64>(), 1);
         assert_eq!(totals.failures[1][FailureKind::Reset.index()], 1);
+        assert_eq!(totals.failed, [0, 2]);
         assert_eq!(totals.fallbacks, [0, 1, 0, 0, 0]);
         assert_eq!(totals.sidecar_results, [1, 0, 0, 0, 1]);
         assert_eq!((totals.sidecar.buckets[0], totals.sidecar.sum_us), (1, 500));
@@ -247,8 +282,10 @@ mod tests {
     #[test]
     fn a_latency_on_a_bound_falls_into_its_bucket() {
         let (writer, tally) = Tally::new();
-        for bound in LATENCY_BOUNDS_MS {
-            writer.request(Reason::NoSidecar, Duration::from_millis(bound.into()));
+        assert!(LATENCY_BOUNDS_US.is_sorted_by(|a, b| a < b));
+        assert_eq!(LATENCY_BOUNDS_US[66], 80_000_000);
+        for bound in LATENCY_BOUNDS_US {
+            writer.request(Reason::NoSidecar, Duration::from_micros(bound));
         }
         let mut totals = Totals::default();
         tally.add_to(&mut totals);

@@ -537,7 +537,7 @@ async fn a_file_that_cannot_be_understood_is_refused_by_name_and_left_as_it_is()
     process.ended().await;
     let whole = std::fs::read(house.path()).unwrap();
     let text = String::from_utf8(whole.clone()).unwrap();
-    let newer = text.replace("\"version\": 1", "\"version\": 2");
+    let newer = text.replace("\"version\":2", "\"version\":3");
     for (content, expected) in [
         (&whole[..whole.len() / 2], "torn or damaged"),
         (&whole[..whole.len() - 2], "torn or damaged"),
@@ -546,7 +546,7 @@ async fn a_file_that_cannot_be_understood_is_refused_by_name_and_left_as_it_is()
         (b"{\"main-target\": \"http://a\"}", "not a state file"),
         (b"[]", "not a state file"),
         (b"\x7fELF\x00\xff\xfe\x80", "not a state file"),
-        (newer.as_bytes(), "has version 2"),
+        (newer.as_bytes(), "has version 3"),
     ] {
         std::fs::write(house.path(), content).unwrap();
         let before = std::fs::metadata(house.path()).unwrap();

@@ -527,13 +527,43 @@ fn what_takes_as_long_as_a_threshold_does_not_exceed_it() {
 }
 
 #[test]
-fn a_weight_that_is_certain_is_no_evidence() {
-    let counts = failures([1_000, 1_000], [0, 1_000]);
-    for certain in [Weight::NONE, Weight::ALL] {
-        let mut evidence = Evidence::default();
-        evidence.add(0, certain, &counts);
-        assert_eq!(evidence, Evidence::default());
-    }
+fn a_canary_that_gets_nothing_is_no_evidence() {
+    let mut evidence = Evidence::default();
+    evidence.add(0, Weight::NONE, &failures([1_000, 0], [10, 0]));
+    assert_eq!(evidence, Evidence::default());
+}
+
+#[test]
+fn where_the_canary_gets_everything_nothing_is_compared_and_it_must_be_good_by_itself() {
+    let settings = defaults();
+    let unasked = Settings {
+        acceptable_failure_rate: 0.0,
+        ..settings
+    };
+    let verdict = |settings: &Settings, evidence: &Evidence, step| {
+        evidence.strength(settings, step).verdict()
+    };
+    // Main fails, too: it is shown to be no worse.
+    let mut evidence = Evidence::default();
+    evidence.add(0, weight(5_000), &failures([400, 400], [100, 100]));
+    assert_eq!(verdict(&unasked, &evidence, 0), Verdict::Healthy);
+    assert_eq!(
+        verdict(&unasked, &evidence, 1),
+        Verdict::Inconclusive,
+        "silence is no pass"
+    );
+
+    let before = evidence.strength(&settings, 1).overall;
+    let mut failing = evidence.clone();
+    failing.add(1, Weight::ALL, &failures([0, 1_000], [0, 1_000]));
+    let strength = failing.strength(&settings, 1);
+    // What begins with the second step is worth its stake, and has nothing to grow by.
+    assert!((strength.overall - before).abs() < 1e-9, "{strength:?}");
+    assert_eq!(strength.verdict(), Verdict::Inconclusive);
+
+    evidence.add(1, Weight::ALL, &failures([0, 400], [0, 0]));
+    assert_eq!(verdict(&settings, &evidence, 1), Verdict::Healthy);
+    assert_eq!(verdict(&unasked, &evidence, 1), Verdict::Healthy);
 }
 
 #[test]

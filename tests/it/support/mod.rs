@@ -26,7 +26,7 @@ pub use client::{
 pub use message::Received;
 pub use process::{Folder, Port, Process};
 pub use program::{Program, room_for_descriptors};
-pub use router::{Metrics, Router, merge};
+pub use router::{Metrics, Router, admin, merge};
 pub use trio::{Trio, asked, reason};
 pub use upstream::{Deaf, Gate, Step, Upstream, answer, listen, listen_narrowly};
 

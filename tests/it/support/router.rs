@@ -8,7 +8,7 @@ use canary_router::{
 };
 use serde_json::{Value, json};
 
-use super::{get, soon};
+use super::{Client, get, soon};
 
 /// A running router. It drains when dropped.
 pub struct Router {
@@ -52,6 +52,20 @@ impl Router {
         soon(self.running.ended()).await
     }
 
+    /// `/status` as it is now.
+    pub async fn status(&self) -> Value {
+        let (code, status) = admin(self.instrumentation, "GET", "/status", "").await;
+        assert_eq!(code, 200, "{status}");
+        status
+    }
+
+    /// Changes something; the new status.
+    pub async fn change(&self, method: &str, path: &str, body: &str) -> Value {
+        let (code, status) = admin(self.instrumentation, method, path, body).await;
+        assert_eq!(code, 200, "{method} {path}: {status}");
+        status
+    }
+
     /// What Prometheus would see now.
     pub async fn metrics(&self) -> Metrics {
         let page = get(self.instrumentation, "/metrics", "").await;
@@ -69,6 +83,18 @@ impl Router {
             }
         })
     }
+}
+
+/// A request to an instrumentation port, as an operator on this machine makes it; status and JSON of its answer.
+pub async fn admin(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, Value) {
+    let mut client = Client::connect(address).await;
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let response = client.roundtrip(method, head).await;
+    let answer = serde_json::from_slice(&response.message.body);
+    (response.status, answer.unwrap_or(Value::Null))
 }
 
 impl Drop for Router {

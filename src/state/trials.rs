@@ -1,0 +1,409 @@
+//! What the judge is told: how the requests ended that chance assigned, by the tick in which they started.
+//!
+//! Each worker has the writing end of its own [`Trials`]: a ring of ticks, and a *watermark*, below which it
+//! writes nothing any more. A tick below the watermarks of all workers is closed, and read once. Its requests
+//! have all ended by then, or are older than [`HORIZON`], so that what ends fast counts no sooner than what
+//! ends slowly. A request that is still going on at its horizon is an answer that took as long as its head,
+//! for both targets alike.
+//!
+//! The control plane numbers the ticks and sees to it that the ring never overtakes itself: it publishes no
+//! tick before it has read the one whose slot that will have. So nothing is ever lost or counted twice.
+
+use std::{
+    cell::Cell,
+    marker::PhantomData,
+    sync::{Arc, atomic::Ordering},
+};
+
+use super::{
+    seen::Seen,
+    sync::{AtomicU32, AtomicU64},
+};
+use crate::policy::{
+    Target,
+    analysis::{Counts, LEVELS},
+};
+
+/// How many ticks there is room for.
+#[cfg(not(canary_loom))]
+pub const TICKS: u64 = 64;
+#[cfg(canary_loom)]
+pub const TICKS: u64 = 4;
+/// The number of the first tick: those before it are closed from the start.
+pub const FIRST: u64 = 1;
+/// After so many ticks a request's end says nothing any more.
+pub const HORIZON: u64 = TICKS / 2;
+
+/// What one worker has seen.
+#[derive(Debug)]
+// See `Tally`: no worker slows another one's counting.
+#[repr(align(128))]
+pub struct Trials {
+    slots: Box<[Slot]>,
+    /// Nothing is written any more to ticks below.
+    watermark: AtomicU64,
+}
+
+/// One tick.
+#[derive(Debug)]
+struct Slot {
+    /// Which one it is.
+    tick: AtomicU64,
+    /// By [`Target::index`].
+    arms: [Arm; Target::ALL.len()],
+}
+
+/// One target in one tick.
+#[derive(Debug)]
+struct Arm {
+    /// Answers, by how many thresholds they exceeded.
+    answered: [AtomicU32; LEVELS],
+    /// Of these, how often so many thresholds were no news of their key.
+    known: [AtomicU32; LEVELS],
+    /// Requests that got no good answer.
+    failed: AtomicU32,
+    /// Answers that broke off.
+    cut: AtomicU32,
+    /// Of both, those that were no news of their key.
+    failed_again: AtomicU32,
+}
+
+/// The writing end. Not `Sync` and not `Clone`, like that of a tally.
+#[derive(Debug)]
+pub struct TrialsWriter {
+    trials: Arc<Trials>,
+    seen: Arc<Seen>,
+    /// How many requests of each tick have not ended.
+    in_flight: Box<[Cell<u32>]>,
+    /// The watermark, as this thread knows it.
+    floor: Cell<u64>,
+    /// The latest tick that it knows of.
+    newest: Cell<u64>,
+    one_thread: PhantomData<Cell<()>>,
+}
+
+/// A request that chance has assigned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trial {
+    /// The tick in which it started.
+    pub tick: u64,
+    /// What it got.
+    pub target: Target,
+    /// What its client is known by, where that decided.
+    pub key: Option<u64>,
+    /// Its client is known by it from now on. Clients that do not take it come as new ones each time; how long
+    /// their answers take is no evidence, since it would be that of one client many times.
+    pub is_new: bool,
+}
+
+impl Trials {
+    /// Without any, and its only writer. All writers share what was `seen`.
+    pub fn new(seen: Arc<Seen>) -> (TrialsWriter, Arc<Trials>) {
+        let trials = Arc::new(Trials {
+            slots: (0..TICKS).map(|_| Slot::new()).collect(),
+            watermark: AtomicU64::new(FIRST),
+        });
+        (
+            TrialsWriter {
+                trials: Arc::clone(&trials),
+                seen,
+                in_flight: (0..TICKS).map(|_| Cell::new(0)).collect(),
+                floor: Cell::new(FIRST),
+                newest: Cell::new(FIRST - 1),
+                one_thread: PhantomData,
+            },
+            trials,
+        )
+    }
+
+    /// Ticks below this one are closed.
+    pub fn watermark(&self) -> u64 {
+        // Acquire: with it comes everything that was written before, which is all that will be.
+        self.watermark.load(Ordering::Acquire)
+    }
+
+    /// Adds what happened in a closed tick.
+    pub fn add_to(&self, tick: u64, counts: &mut Counts) {
+        let slot = &self.slots[index(tick)];
+        // Relaxed, here and below: the watermark orders it.
+        if slot.tick.load(Ordering::Relaxed) == tick {
+            for target in Target::ALL {
+                slot.arms[target.index()].add_to(target, counts);
+            }
+        }
+    }
+}
+
+impl Slot {
+    fn new() -> Slot {
+        Slot {
+            // No tick has this number.
+            tick: AtomicU64::new(u64::MAX),
+            arms: Target::ALL.map(|_| Arm {
+                answered: zeroes(),
+                known: zeroes(),
+                failed: AtomicU32::new(0),
+                cut: AtomicU32::new(0),
+                failed_again: AtomicU32::new(0),
+            }),
+        }
+    }
+}
+
+impl Arm {
+    fn add_to(&self, target: Target, counts: &mut Counts) {
+        let of = target.index();
+        let read = |cell: &AtomicU32| u64::from(cell.load(Ordering::Relaxed));
+        let (failed, cut) = (read(&self.failed), read(&self.cut));
+        let answered: u64 = self.answered.iter().map(read).sum();
+        counts.requests[of] += answered + failed;
+        counts.failures[of] += failed + cut;
+        counts.failed[of] += failed + cut - read(&self.failed_again);
+        // Who exceeds a threshold exceeds all below: from the top down. No answer has exceeded fewer of them than
+        // were known, but the two stand at different levels.
+        let (mut exceeded, mut known) = (0, 0);
+        for (level, counts) in counts.slow.iter_mut().enumerate().rev() {
+            exceeded += read(&self.answered[level + 1]);
+            known += read(&self.known[level + 1]);
+            counts[of] += exceeded - known;
+        }
+    }
+}
+
+impl TrialsWriter {
+    /// A request has been assigned. It is to be [ended](TrialsWriter::end), whatever becomes of it.
+    pub fn begin(&self, trial: Trial) {
+        // First: what is left of a tick that had its place is to be gone.
+        if trial.tick > self.newest.get() {
+            self.close(trial.tick);
+        }
+        let in_flight = &self.in_flight[index(trial.tick)];
+        in_flight.set(in_flight.get() + 1);
+    }
+
+    /// It got a good answer, which exceeded `level` thresholds of its target.
+    pub fn answered(&self, trial: Trial, level: usize) {
+        let Some(arm) = self.arm(trial) else { return };
+        let level = match trial.is_new {
+            true => 0,
+            false => level,
+        };
+        add(&arm.answered[level]);
+        if let Some(key) = trial.key {
+            match self.seen.answered(trial.target, key, level) {
+                0 => {}
+                known => add(&arm.known[known]),
+            }
+        }
+    }
+
+    /// It failed.
+    pub fn failed(&self, trial: Trial) {
+        self.failure(trial, |arm| &arm.failed);
+    }
+
+    /// It had got a good answer, which broke off.
+    pub fn cut(&self, trial: Trial) {
+        self.failure(trial, |arm| &arm.cut);
+    }
+
+    /// Nothing more is to come of it.
+    pub fn end(&self, trial: Trial) {
+        if trial.tick >= self.floor.get() {
+            let in_flight = &self.in_flight[index(trial.tick)];
+            in_flight.set(in_flight.get() - 1);
+        }
+    }
+
+    /// Closes what can be closed: requests that are assigned from now on belong to `now` or later. To be called
+    /// several times a second.
+    pub fn close(&self, now: u64) {
+        self.newest.set(now.max(self.newest.get()));
+        self.close_below(now);
+    }
+
+    /// The same while no requests are assigned.
+    pub fn close_all(&self) {
+        self.close_below(self.newest.get() + 1);
+    }
+
+    fn close_below(&self, now: u64) {
+        let oldest = now.saturating_sub(HORIZON);
+        let mut floor = self.floor.get();
+        while floor < now {
+            let in_flight = &self.in_flight[index(floor)];
+            // What is older is not waited for; before a first request there may be many ticks.
+            if floor < oldest {
+                in_flight.set(0);
+                if floor + TICKS < oldest {
+                    floor = oldest - TICKS;
+                }
+            } else if in_flight.get() > 0 {
+                break;
+            }
+            floor += 1;
+        }
+        self.floor.set(floor);
+        // Release: see `Trials::watermark`.
+        self.trials.watermark.store(floor, Ordering::Release);
+    }
+
+    fn failure(&self, trial: Trial, count: impl Fn(&Arm) -> &AtomicU32) {
+        let Some(arm) = self.arm(trial) else { return };
+        add(count(arm));
+        if trial
+            .key
+            .is_some_and(|key| self.seen.failed(trial.target, key))
+        {
+            add(&arm.failed_again);
+        }
+    }
+
+    /// Where it counts, if it still does.
+    fn arm(&self, trial: Trial) -> Option<&Arm> {
+        let Trial { tick, target, .. } = trial;
+        if tick < self.floor.get() {
+            return None;
+        }
+        let slot = &self.trials.slots[index(tick)];
+        if slot.tick.load(Ordering::Relaxed) != tick {
+            // It was read long ago.
+            for arm in &slot.arms {
+                let cells = arm.answered.iter().chain(&arm.known);
+                for cell in cells.chain([&arm.failed, &arm.cut, &arm.failed_again]) {
+                    cell.store(0, Ordering::Relaxed);
+                }
+            }
+            slot.tick.store(tick, Ordering::Relaxed);
+        }
+        Some(&slot.arms[target.index()])
+    }
+}
+
+fn index(tick: u64) -> usize {
+    (tick % TICKS) as usize
+}
+
+fn zeroes<const N: usize>() -> [AtomicU32; N] {
+    std::array::from_fn(|_| AtomicU32::new(0))
+}
+
+fn add(cell: &AtomicU32) {
+    // No read-modify-write: this thread is the only writer.
+    cell.store(cell.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trial(tick: u64, target: Target) -> Trial {
+        Trial {
+            tick,
+            target,
+            key: None,
+            is_new: false,
+        }
+    }
+
+    fn counts(trials: &Trials, tick: u64) -> Counts {
+        let mut counts = Counts::default();
+        trials.add_to(tick, &mut counts);
+        counts
+    }
+
+    #[test]
+    fn a_tick_is_closed_when_all_of_its_requests_have_ended() {
+        let (writer, trials) = Trials::new(Arc::default());
+        let (first, second) = (trial(5, Target::Main), trial(5, Target::Canary));
+        writer.begin(first);
+        writer.begin(second);
+        writer.close(7);
+        assert_eq!(trials.watermark(), 5);
+        writer.failed(first);
+        writer.end(first);
+        writer.close(7);
+        assert_eq!(trials.watermark(), 5);
+        writer.answered(second, 3);
+        writer.cut(second);
+        writer.end(second);
+        writer.close(7);
+        assert_eq!(trials.watermark(), 7);
+        let counts = counts(&trials, 5);
+        assert_eq!((counts.requests, counts.failures), ([1, 1], [1, 1]));
+        assert_eq!(counts.failed, [1, 1]);
+        assert_eq!(counts.slow[2], [0, 1]);
+        assert_eq!(counts.slow[3], [0, 0]);
+    }
+
+    #[test]
+    fn what_is_older_than_the_horizon_is_not_waited_for_and_says_nothing_any_more() {
+        let (writer, trials) = Trials::new(Arc::default());
+        let old = trial(5, Target::Canary);
+        writer.begin(old);
+        writer.close(5 + HORIZON);
+        assert_eq!(trials.watermark(), 5);
+        writer.close(6 + HORIZON);
+        assert_eq!(trials.watermark(), 6 + HORIZON);
+        writer.failed(old);
+        writer.end(old);
+        assert_eq!(counts(&trials, 5), Counts::default());
+        // Its place is another tick's now, and that has its own requests.
+        let other = trial(5 + TICKS, Target::Main);
+        writer.begin(other);
+        writer.end(old);
+        writer.close(other.tick + 1);
+        assert_eq!(trials.watermark(), other.tick);
+    }
+
+    #[test]
+    fn what_comes_after_a_time_without_requests_counts_from_the_first_tick_on() {
+        let (writer, trials) = Trials::new(Arc::default());
+        for tick in FIRST..FIRST + 3 {
+            writer.close_all();
+            let trial = trial(tick, Target::Main);
+            writer.begin(trial);
+            writer.failed(trial);
+            writer.end(trial);
+            assert_eq!(counts(&trials, tick).failures, [1, 0], "{tick}");
+        }
+        writer.close_all();
+        assert_eq!(trials.watermark(), FIRST + 3);
+    }
+
+    #[test]
+    fn a_slot_that_is_used_again_begins_with_nothing() {
+        let (writer, trials) = Trials::new(Arc::default());
+        for round in 0..3 {
+            let tick = 3 + round * TICKS;
+            writer.close(tick);
+            let trial = trial(tick, Target::Main);
+            writer.begin(trial);
+            writer.failed(trial);
+            writer.end(trial);
+            assert_eq!(counts(&trials, tick).failures, [1, 0]);
+            assert_eq!(counts(&trials, tick + TICKS), Counts::default());
+        }
+        writer.close(u64::MAX / 2);
+        assert_eq!(trials.watermark(), u64::MAX / 2);
+    }
+
+    #[test]
+    fn a_key_is_evidence_once() {
+        let (writer, trials) = Trials::new(Arc::default());
+        let trial = Trial {
+            key: Some(9),
+            ..trial(FIRST, Target::Canary)
+        };
+        for level in [4, 2, 4, 2, 6] {
+            writer.answered(trial, level);
+        }
+        writer.failed(trial);
+        writer.cut(trial);
+        let counts = counts(&trials, FIRST);
+        assert_eq!((counts.requests, counts.failures), ([0, 6], [0, 2]));
+        assert_eq!(counts.failed, [0, 1]);
+        let slow: Vec<u64> = counts.slow[..7].iter().map(|slow| slow[1]).collect();
+        assert_eq!(slow, [1, 1, 1, 1, 1, 1, 0]);
+    }
+}
