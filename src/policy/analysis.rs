@@ -16,11 +16,12 @@
 //! that; the evidence is multiplied by what it would be on average.
 //!
 //! A canary can be good for a long time, and everything that was seen of that then speaks for it. So the
-//! evidence is a portfolio: a share of the stake begins with each step, and knows nothing of earlier ones.
-//! That too is a supermartingale that starts at 1.
+//! evidence is a portfolio: a share of the stake begins with each account, and knows nothing of earlier ones.
+//! That too is a supermartingale that starts at 1. An account is of one step and weight, and ends when it
+//! has an eighth of all requests, so that there are few of them however long a step takes.
 //!
-//! What is kept is counts alone, by step and weight; the evidence is computed from them, here and by whoever
-//! reads them in the decision log.
+//! What is kept is counts alone, by account; the evidence is computed from them, here and by whoever reads
+//! them in the decision log.
 //!
 //! Sources: M. Lindon, A. Malek, *Anytime-valid inference for multinomial count data* (NeurIPS 2022);
 //! S. Howard, A. Ramdas, J. McAuliffe, J. Sekhon, *Time-uniform, nonparametric, nonasymptotic confidence
@@ -29,7 +30,7 @@
 //! P. Grünwald, V. Vovk, G. Shafer, *Game-theoretic statistics and safe anytime-valid inference*
 //! (Statistical Science 38, 2023).
 
-use std::{cmp::Reverse, time::Duration};
+use std::time::Duration;
 
 use super::{Target, rollout::Verdict, weight::Weight};
 
@@ -38,8 +39,12 @@ use super::{Target, rollout::Verdict, weight::Weight};
 pub const THRESHOLDS: usize = if cfg!(canary_loom) { 1 } else { 40 };
 /// How many thresholds a latency can exceed: none, to all of them.
 pub const LEVELS: usize = THRESHOLDS + 1;
-/// How many pairs of step and weight are kept apart; what comes after is not judged.
+/// How many accounts are kept apart; a step or weight that comes after is not judged.
 pub const MOST_ACCOUNTS: usize = 256;
+/// An account takes no more than this share of the requests of all, but so many at least. A year at 1,000
+/// requests per second makes 104 accounts of one step.
+const FULL_SHARE: u64 = 8;
+const FULL_AT_LEAST: u64 = 10_000;
 
 /// The lowest threshold, and each one in terms of the one before.
 const LOWEST: Duration = Duration::from_millis(2);
@@ -160,7 +165,7 @@ fn add(pair: &mut Pair, other: Pair) {
     }
 }
 
-/// The counts of one weight in one step.
+/// Counts of one weight in one step. When it is full, another one of the same follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
     /// The step, from 0.
@@ -171,7 +176,8 @@ pub struct Account {
     pub counts: Counts,
 }
 
-/// All counts of one rollout. At most [`MOST_ACCOUNTS`] accounts of less than a kilobyte.
+/// All counts of one rollout, in the order in which their accounts were begun: it matters, because evidence
+/// begins anew with each. At most [`MOST_ACCOUNTS`] accounts of less than a kilobyte.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Evidence {
     accounts: Vec<Account>,
@@ -213,15 +219,25 @@ impl Evidence {
             return;
         }
         let room = self.accounts.len() < MOST_ACCOUNTS;
+        let requests = |account: &Account| {
+            let [main, canary] = account.counts.requests;
+            main.saturating_add(canary)
+        };
+        let all = self
+            .accounts
+            .iter()
+            .fold(0u64, |all, account| all.saturating_add(requests(account)));
+        let full = FULL_AT_LEAST.max(all / FULL_SHARE);
         let same = |account: &&mut Account| account.step == step && account.weight == weight;
-        match self.accounts.iter_mut().find(same) {
-            Some(account) => account.counts.add(counts),
-            None if room => self.accounts.push(Account {
+        match self.accounts.iter_mut().rev().find(same) {
+            // What is full was known before these came: the judge does not choose what it begins with.
+            Some(account) if requests(account) < full || !room => account.counts.add(counts),
+            _ if room => self.accounts.push(Account {
                 step,
                 weight,
                 counts: *counts,
             }),
-            None => {}
+            _ => {}
         }
     }
 
@@ -291,22 +307,20 @@ impl Evidence {
     }
 
     /// The evidence against R ≤ r0 for `N` kinds of events, of which those that are `maybe` count with this
-    /// probability: the mean over kinds, alternatives, and steps from which on one could have begun to look.
+    /// probability: the mean over kinds, alternatives, and accounts from which on one could have begun to look.
     fn against<const N: usize>(
         &self,
         r0: f64,
         probability: f64,
         events: impl Fn(&Counts) -> [Events; N],
     ) -> f64 {
-        let mut latest_first: Vec<&Account> = self.accounts.iter().collect();
-        latest_first.sort_by_key(|account| Reverse(account.step));
-        let set_aside = latest_first
-            .first()
-            .map_or(1.0, |latest| unstaked(latest.step));
-        let mut begun = vec![set_aside.ln()];
-        // The logarithm of the evidence since a step, for each alternative and each kind.
+        // Of the first account a half, of the second a sixth: account k has 1 / ((k + 1)(k + 2)) of the stake,
+        // however many there will be. What has not begun is worth what it is.
+        let not_begun = 1.0 / (self.accounts.len() as f64 + 1.0);
+        let mut shares = vec![not_begun.ln()];
+        // The logarithm of the evidence since an account, for each alternative and each kind.
         let mut since = [[0.0; N]; ALTERNATIVES.len()];
-        for (i, account) in latest_first.iter().enumerate() {
+        for (k, account) in self.accounts.iter().enumerate().rev() {
             let events = events(&account.counts);
             for (since, factor) in since.iter_mut().zip(ALTERNATIVES) {
                 let odds = Odds::new(account.weight, factor * r0, r0);
@@ -317,21 +331,11 @@ impl Evidence {
                         + events.maybe * maybe;
                 }
             }
-            let before = latest_first.get(i + 1).map(|account| account.step);
-            if before != Some(account.step) {
-                // Steps in between have no account: to begin with one of them is to begin here.
-                let stake = before.map_or(1.0, unstaked) - unstaked(account.step);
-                begun.push(stake.ln() + ln_mean(since.as_flattened()));
-            }
+            let k = k as f64;
+            shares.push(ln_mean(since.as_flattened()) - ((k + 1.0) * (k + 2.0)).ln());
         }
-        ln_sum(&begun)
+        ln_sum(&shares)
     }
-}
-
-/// What is left of the stake when this step has begun: of the first one half, of the second one a third. So
-/// step k begins with 1 / ((k + 1)(k + 2)), however many there will be.
-fn unstaked(step: usize) -> f64 {
-    1.0 / (step as f64 + 2.0)
 }
 
 impl Strength {

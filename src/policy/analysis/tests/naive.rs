@@ -1,4 +1,4 @@
-//! The same evidence by another way: from each step on and for each alternative the product, label by
+//! The same evidence by another way: from each account on and for each alternative the product, label by
 //! label, of how likely it is under either hypothesis.
 
 use super::*;
@@ -19,17 +19,16 @@ fn ratio(rho: f64, target: Target, r: f64, r0: f64) -> f64 {
 /// A label: of which target, and with which probability it counts.
 type Label = (Target, f64);
 
-fn process(accounts: &[(usize, f64, Vec<Label>)], r0: f64) -> f64 {
-    let last = accounts.iter().map(|(step, ..)| *step).max().unwrap_or(0);
+fn process(accounts: &[(f64, Vec<Label>)], r0: f64) -> f64 {
     let mut sum = 0.0;
     let mut staked = 0.0;
-    for first in 0..=last {
+    for first in 0..accounts.len() {
         let stake = 1.0 / ((first as f64 + 1.0) * (first as f64 + 2.0));
         staked += stake;
         for factor in ALTERNATIVES {
             let mut ln = 0.0;
-            for (step, rho, labels) in accounts {
-                for (target, counts) in labels.iter().filter(|_| *step >= first) {
+            for (rho, labels) in &accounts[first..] {
+                for (target, counts) in labels {
                     let ratio = ratio(*rho, *target, factor * r0, r0);
                     ln += (1.0 - counts + counts * ratio).ln();
                 }
@@ -47,9 +46,9 @@ fn labels(times: Pair) -> Vec<Label> {
 
 type Accounts = [(usize, u32, Counts)];
 
-fn with(accounts: &Accounts, of: impl Fn(&Counts) -> Vec<Label>) -> Vec<(usize, f64, Vec<Label>)> {
-    let one = |(step, hundredths, counts): &(usize, u32, Counts)| {
-        (*step, f64::from(*hundredths) / 10_000.0, of(counts))
+fn with(accounts: &Accounts, of: impl Fn(&Counts) -> Vec<Label>) -> Vec<(f64, Vec<Label>)> {
+    let one = |(_, hundredths, counts): &(usize, u32, Counts)| {
+        (f64::from(*hundredths) / 10_000.0, of(counts))
     };
     accounts.iter().map(one).collect()
 }
