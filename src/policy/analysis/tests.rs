@@ -221,6 +221,9 @@ fn without_evidence_the_strength_is_one() {
     for ln in numbers {
         assert!(ln.abs() < 1e-12, "{strength:?}");
     }
+    // What they are compared with: one in a hundred, and one in twenty.
+    assert!((strength.threshold.exp() - 100.0).abs() < 1e-9);
+    assert!((strength.enough.exp() - 20.0).abs() < 1e-9);
     assert_eq!(strength.verdict(), Verdict::Inconclusive);
 }
 
