@@ -35,8 +35,9 @@ const KEPT_EVERY: Duration = Duration::from_secs(5);
 const MOST_PASSED: Duration = Duration::from_secs(2);
 /// How many decisions are remembered.
 const DECISIONS: usize = 100;
-/// And how many of them outlive the process.
+/// And how many of them outlive the process; the latest ones with their figures.
 const DECISIONS_KEPT: usize = 20;
+const FIGURES_KEPT: usize = 5;
 
 /// Decides who gets the canary.
 pub struct Analyst {
@@ -318,6 +319,9 @@ impl Analyst {
         self.is_dirty = false;
         let mut progress = self.progress.clone();
         progress.decisions.truncate(DECISIONS_KEPT);
+        for decision in progress.decisions.iter_mut().skip(FIGURES_KEPT) {
+            decision["figures"] = serde_json::Value::Null;
+        }
         progress.seen = match progress.rollout.position.phase.is_under_way() {
             true => self.seen.save(),
             false => Vec::new(),
