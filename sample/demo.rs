@@ -1,5 +1,6 @@
 //! The whole thing on one screen: a main, a canary that fails now and then, a sidecar and the router,
-//! on free ports of this machine, with some traffic through them.
+//! on free ports of this machine, with some traffic through them; then a rollout of the same canary, and how the
+//! judge ends it.
 //!
 //!     cargo run --release --example demo
 
@@ -7,13 +8,17 @@
 #![allow(clippy::print_stdout)]
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     convert::Infallible,
     error::Error,
+    net::SocketAddr,
+    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use canary_router::{app::App, config::Config};
@@ -25,12 +30,17 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::{LocalSet, spawn_local},
+    time::interval,
 };
 
 #[path = "sidecar.rs"]
 mod sidecar;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// In the rollout: requests per second, and the longest that it may take.
+const RATE: u32 = 100;
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How many users the demo has, and how often each of them comes.
 const USERS: u64 = 200;
@@ -79,7 +89,8 @@ async fn run() -> Result<()> {
     );
     let mut answers = BTreeMap::new();
     for i in 0..USERS * ROUNDS {
-        let (_, answer) = get(router, "/hello", ("x-user-id", &(i % USERS).to_string())).await?;
+        let user = (i % USERS).to_string();
+        let (_, answer) = ask(router, "GET", "/hello", ("x-user-id", &user)).await?;
         *answers.entry(answer).or_insert(0) += 1;
     }
     println!("What the clients got:");
@@ -87,7 +98,7 @@ async fn run() -> Result<()> {
         println!("  {count:5}  {}", answer.trim_end());
     }
     println!("\nWhat the metrics say:");
-    let (_, page) = get(metrics, "/metrics", ("accept", "text/plain")).await?;
+    let (_, page) = ask(metrics, "GET", "/metrics", ("accept", "text/plain")).await?;
     for line in page.lines() {
         let shown = line.starts_with("canary_router_request_count")
             || line.starts_with("canary_router_error_budget");
@@ -95,6 +106,7 @@ async fn run() -> Result<()> {
             println!("  {line}");
         }
     }
+    let rolled_out = roll_out(main, canary).await?;
     println!(
         "\nIt is all still there. Try:\n  \
          curl -i http://{router}/hello\n  \
@@ -102,7 +114,9 @@ async fn run() -> Result<()> {
          curl -i -H 'X-Canary: true' http://{router}/hello\n  \
          curl http://{router}/application/health\n  \
          curl http://{metrics}/metrics\n  \
-         curl http://{metrics}/health/ready\n\n\
+         curl http://{metrics}/health/ready\n  \
+         curl http://{rolled_out}/status\n  \
+         curl -X POST http://{rolled_out}/rollout/start\n\n\
          Ctrl-C ends it."
     );
     tokio::signal::ctrl_c().await?;
@@ -113,16 +127,77 @@ async fn run() -> Result<()> {
     Ok(())
 }
 
+/// Rolls the canary out, without a sidecar, and shows what becomes of that. Where its router takes commands.
+async fn roll_out(main: SocketAddr, canary: SocketAddr) -> Result<SocketAddr> {
+    let file = serde_json::json!({
+        "main-target": format!("http://{main}"),
+        "canary-target": format!("http://{canary}"),
+        "rollout": {"steps": [{"weight": 5, "for": "10m"}, {"weight": 50, "for": "10m"}]},
+        "router-server": {"host": "127.0.0.1", "port": free_port().await?},
+        "instrumentation": {"host": "127.0.0.1", "port": free_port().await?}
+    });
+    println!(
+        "\nA rollout of the same canary, {RATE} requests per second, 5 % of them for the canary:"
+    );
+    let running = App::bind(Config::parse("demo", &file.to_string())?)?.start()?;
+    let router = running.proxy_address();
+    let admin = running
+        .instrumentation_address()
+        .ok_or("the configuration has one")?;
+    let json = ("accept", "application/json");
+    ask(admin, "POST", "/rollout/start", json).await?;
+    let answers = Rc::new(RefCell::new(BTreeMap::new()));
+    let mut ticks = interval(Duration::from_secs(1) / RATE);
+    let started = ticks.tick().await;
+    let mut seconds = 0;
+    let status = loop {
+        ticks.tick().await;
+        let answers = Rc::clone(&answers);
+        spawn_local(async move {
+            if let Ok((_, answer)) = ask(router, "GET", "/hello", json).await {
+                *answers.borrow_mut().entry(answer).or_insert(0) += 1;
+            }
+        });
+        let passed = started.elapsed();
+        if passed.as_secs() > seconds {
+            seconds = passed.as_secs();
+            let (_, status) = ask(admin, "GET", "/status", json).await?;
+            let status: serde_json::Value = serde_json::from_str(&status)?;
+            let evidence = &status["evidence"];
+            println!(
+                "  after {seconds} s: {}, weight {} %, evidence against the canary {:.1} of {:.1}",
+                status["rollout"]["phase"].as_str().unwrap_or_default(),
+                status["weight"],
+                evidence["overall"].as_f64().unwrap_or_default(),
+                evidence["threshold"].as_f64().unwrap_or_default(),
+            );
+            if status["rollout"]["phase"] == "rolled-back" {
+                break status;
+            }
+        }
+        if passed > PATIENCE {
+            return Err("the judge has not seen that the canary fails".into());
+        }
+    };
+    println!(
+        "  {}",
+        status["decisions"][0]["text"].as_str().unwrap_or_default()
+    );
+    for (answer, count) in answers.borrow().iter() {
+        println!("  {count:5}  {}", answer.trim_end());
+    }
+    // It serves on until the process ends.
+    std::mem::forget(running);
+    Ok(admin)
+}
+
 /// A port that was free a moment ago.
 async fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port())
 }
 
 /// A service that says its name, and fails every `fails_every`th time.
-async fn start_service(
-    name: &'static str,
-    fails_every: Option<u64>,
-) -> Result<std::net::SocketAddr> {
+async fn start_service(name: &'static str, fails_every: Option<u64>) -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let count = Arc::new(AtomicU64::new(0));
@@ -153,15 +228,18 @@ fn say(name: &str, fails: bool) -> Response<Full<Bytes>> {
     response
 }
 
-async fn get(
-    address: std::net::SocketAddr,
+async fn ask(
+    address: SocketAddr,
+    method: &str,
     path: &str,
     (name, value): (&str, &str),
 ) -> Result<(StatusCode, String)> {
     let stream = TcpStream::connect(address).await?;
     let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(stream)).await?;
     spawn_local(connection);
-    let request = Request::get(path)
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
         .header("host", address.to_string())
         .header(name, value)
         .body(Empty::<Bytes>::new())?;

@@ -278,9 +278,9 @@ impl Analyst {
             .rollout
             .as_ref()
             .map(|r| r.judge);
-        let figures = match moved.why {
-            Why::Command(Command::Start) => None,
-            _ => settings.zip(self.strength).map(|(settings, strength)| {
+        let figures = match moved.from.phase.is_under_way() {
+            false => None,
+            true => settings.zip(self.strength).map(|(settings, strength)| {
                 decisions::figures(&self.progress.evidence, &settings, &strength)
             }),
         };

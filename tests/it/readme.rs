@@ -127,7 +127,11 @@ async fn the_demo_starts_shows_what_it_promises_and_ends() {
         .map(|line| line.trim())
         .filter(|line| line.starts_with("curl "))
         .collect();
-    assert_eq!(commands.len(), 6, "{page}");
+    assert_eq!(commands.len(), 8, "{page}");
+    assert!(
+        page.contains("the canary is worse than allowed: rolled back"),
+        "{page}"
+    );
     for command in commands {
         let ran = Command::new("sh")
             .args(["-c", &format!("{command} -sS")])
