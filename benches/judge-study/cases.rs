@@ -144,7 +144,10 @@ fn boundary(cases: &mut Vec<Case>) {
             main,
             ..steady(weight, Canary::Ratio(1.5))
         };
-        cases.push(errors(id, what, Must::SpareWorse(0.01), world, 40_000));
+        let must = Must::SpareWorse(0.01);
+        // Half of the traffic is ten times as many events of the canary's to be judged.
+        let runs = if weight == 50.0 { 10_000 } else { 40_000 };
+        cases.push(errors(id, what, must, world, runs));
     };
     let outage = Errors::Outage {
         usual: MANY,
@@ -362,7 +365,7 @@ fn slow(cases: &mut Vec<Case>) {
         "slow-allowed",
         "latency × 1.1, which is allowed",
         Must::SpareWorse(0.01),
-        1000,
+        500,
         equal,
         few,
         times(1.1),

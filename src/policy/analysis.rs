@@ -320,11 +320,20 @@ impl Evidence {
         let mut shares = vec![not_begun.ln()];
         // The logarithm of the evidence since an account, for each alternative and each kind.
         let mut since = [[0.0; N]; ALTERNATIVES.len()];
+        let mut odds = Vec::new();
+        let mut odds_of = None;
         for (k, account) in self.accounts.iter().enumerate().rev() {
+            // Most accounts have the weight of the one before.
+            if odds_of.replace(account.weight) != Some(account.weight) {
+                let of = |factor| {
+                    let odds = Odds::new(account.weight, factor * r0, r0);
+                    let maybe = (probability * odds.canary.exp_m1()).ln_1p();
+                    (odds, maybe)
+                };
+                odds = ALTERNATIVES.map(of).into();
+            }
             let events = events(&account.counts);
-            for (since, factor) in since.iter_mut().zip(ALTERNATIVES) {
-                let odds = Odds::new(account.weight, factor * r0, r0);
-                let maybe = (probability * odds.canary.exp_m1()).ln_1p();
+            for (since, (odds, maybe)) in since.iter_mut().zip(&odds) {
                 for (since, events) in since.iter_mut().zip(&events) {
                     *since += events.main * odds.main
                         + events.canary * odds.canary
