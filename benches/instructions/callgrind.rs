@@ -3,15 +3,16 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::Request;
 use crate::kit::{
     load::{Load, Until},
     process::{Folder, Process, free_address},
-    proxies::{self, Task},
+    proxies::{self, Guards, Task},
     upstream::{Role, Upstream},
 };
 
@@ -41,7 +42,7 @@ impl Callgrind<'_> {
     pub fn record(&self, request: Request, requests: u64) -> Result<PathBuf> {
         let upstream = Upstream::start(Role::Upstream, 1)?;
         let sidecar = Upstream::start(Role::Sidecar, 1)?;
-        let address = free_address()?;
+        let (address, instrumentation) = (free_address()?, free_address()?);
         let task = Task {
             workers: 1,
             connections: 1,
@@ -49,9 +50,10 @@ impl Callgrind<'_> {
             sidecar: request.asks_sidecar().then_some(sidecar.address),
             guards: request.guards(),
         };
-        let config = self
-            .folder
-            .write("router.json", &proxies::router(address, &task)?)?;
+        let config = self.folder.write(
+            "router.json",
+            &proxies::router_with(address, instrumentation, &task)?,
+        )?;
         let out = self.folder.0.join("callgrind.out");
         let _old = fs::remove_file(&out);
         // The same addresses each time: what hashes or sorts by address does so the same way.
@@ -69,6 +71,13 @@ impl Callgrind<'_> {
             address,
             self.folder,
         )?;
+        if task.guards == Guards::Rollout {
+            let started = Command::new(&self.router)
+                .args(["rollout", "start", "--url"])
+                .arg(format!("http://{instrumentation}"))
+                .output()?;
+            ensure!(started.status.success(), "{started:?}");
+        }
         let exchange = request.exchange();
         let mut load = Load::connect(address, 1, &exchange)?;
         load.closed_loop(Until::Requests(requests))?;

@@ -80,6 +80,10 @@ enum Request {
     Canary,
     /// The same with limits, breaker and replays on
     Guarded,
+    /// As `plain`, half of them for the canary, by the weight
+    Drawn,
+    /// The same in the step of a rollout, so that the judge is told
+    Judged,
 }
 
 impl Request {
@@ -91,6 +95,8 @@ impl Request {
             Request::Large => "large",
             Request::Canary => "canary",
             Request::Guarded => "guarded",
+            Request::Drawn => "drawn",
+            Request::Judged => "judged",
         }
     }
 
@@ -102,17 +108,22 @@ impl Request {
         match self {
             Request::Canary => Guards::Off,
             Request::Guarded => Guards::All,
+            Request::Drawn => Guards::Weight,
+            Request::Judged => Guards::Rollout,
             Request::Plain | Request::Sidecar | Request::Post | Request::Large => Guards::Limits,
         }
     }
 
     fn exchange(self) -> Exchange {
         match self {
-            Request::Plain | Request::Sidecar | Request::Canary | Request::Guarded => {
-                Exchange::new("GET", 0, 1 << 10)
-            }
             Request::Post => Exchange::new("POST", 16 << 10, 1 << 10),
             Request::Large => Exchange::new("GET", 0, 64 << 10),
+            Request::Plain
+            | Request::Sidecar
+            | Request::Canary
+            | Request::Guarded
+            | Request::Drawn
+            | Request::Judged => Exchange::new("GET", 0, 1 << 10),
         }
     }
 }

@@ -43,6 +43,10 @@ pub enum Guards {
     Limits,
     /// Both limits, a breaker with both thresholds, replays; the sidecar sends everything there.
     All,
+    /// Both limits; the weight sends half of it there.
+    Weight,
+    /// The same as the step of a rollout; it is to be started.
+    Rollout,
 }
 
 impl fmt::Display for Proxy {
@@ -101,6 +105,15 @@ impl Proxy {
 
 /// Limits that are never reached: what is measured is that they are watched.
 pub fn router(address: SocketAddr, task: &Task) -> Result<String> {
+    router_with(address, free_address()?, task)
+}
+
+/// The same, with an instrumentation port that the caller has to know.
+pub fn router_with(
+    address: SocketAddr,
+    instrumentation: SocketAddr,
+    task: &Task,
+) -> Result<String> {
     let mut config = json!({
         "main-target": format!("http://{}", task.upstream),
         "canary-target": format!("http://{}", task.upstream),
@@ -112,9 +125,16 @@ pub fn router(address: SocketAddr, task: &Task) -> Result<String> {
         },
         "instrumentation": {
             "host": address.ip().to_string(),
-            "port": free_address()?.port()
+            "port": instrumentation.port()
         }
     });
+    match task.guards {
+        Guards::Weight => config["traffic"] = json!({"weight": 50}),
+        Guards::Rollout => {
+            config["rollout"] = json!({"steps": [{"weight": 50, "for": "24h"}]});
+        }
+        Guards::Off | Guards::Limits | Guards::All => {}
+    }
     if let Some(sidecar) = task.sidecar {
         config["sidecar-url"] = format!("http://{sidecar}").into();
         if task.guards != Guards::Limits {

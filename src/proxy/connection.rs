@@ -57,6 +57,8 @@ pub struct Connection {
     continue_awaited: Cell<bool>,
     /// No further request is waited for.
     leaving: Cell<bool>,
+    /// By what the client is known from its current request on, as the value of `Set-Cookie`.
+    cookie: Cell<Option<Box<[u8]>>>,
 }
 
 /// Why a request did not come in.
@@ -94,7 +96,18 @@ impl Connection {
             body: RefCell::new(Decoder::ended()),
             continue_awaited: Cell::new(false),
             leaving: Cell::new(false),
+            cookie: Cell::new(None),
         })
+    }
+
+    /// The response to the current request is to set this cookie, whoever gives it.
+    pub fn set_cookie(&self, cookie: Option<Box<[u8]>>) {
+        self.cookie.set(cookie);
+    }
+
+    /// What that is, once.
+    pub fn take_cookie(&self) -> Option<Box<[u8]>> {
+        self.cookie.take()
     }
 
     /// Waits for the next request head.

@@ -192,12 +192,7 @@ enum Coding {
 
 /// Writes a response. `None` if another request may follow.
 async fn respond(connection: &Rc<Connection>, facts: &Facts, reply: Reply) -> Option<End> {
-    let Reply {
-        head,
-        body,
-        then,
-        cookie,
-    } = reply;
+    let Reply { head, body, then } = reply;
     let coding = coding(facts, &head, &body);
     let refused = matches!(then, Then::Close);
     // Whether the client sends its body all the same is its own choice.
@@ -208,19 +203,7 @@ async fn respond(connection: &Rc<Connection>, facts: &Facts, reply: Reply) -> Op
         && !uncertain
         && !connection.worker.is_draining()
         && (matches!(body, Body::Upstream(_)) || can_skip_body(connection));
-    connection.put(|out| {
-        put_head(
-            out,
-            connection,
-            facts,
-            &head,
-            &body,
-            coding,
-            stays,
-            &then,
-            cookie.as_deref(),
-        )
-    });
+    connection.put(|out| put_head(out, connection, facts, &head, &body, coding, stays, &then));
     // It holds on to all that was read with it.
     drop(head);
     connection.watch.enter(Stage::Response, clock::recent());
@@ -278,7 +261,6 @@ fn put_head(
     coding: Coding,
     stays: bool,
     then: &Then,
-    cookie: Option<&[u8]>,
 ) {
     out.reserve(
         head.headers.written_length() + HEAD_ROOM + body.length().unwrap_or(0).min(SMALL) as usize,
@@ -296,8 +278,8 @@ fn put_head(
     if !head.headers.has(Known::Date) {
         put_field(out, b"date", connection.worker.date.borrow().as_bytes());
     }
-    if let Some(cookie) = cookie {
-        put_field(out, b"set-cookie", cookie);
+    if let Some(cookie) = connection.take_cookie() {
+        put_field(out, b"set-cookie", &cookie);
     }
     if let (Body::Text(text), true) = (body, has_length) {
         head::put_length(out, text.len() as u64);

@@ -303,7 +303,6 @@ impl Exchange<'_> {
                 head,
                 body: Body::Text(Bytes::new()),
                 then: Then::Tunnel(protocol, Box::new(Tunnel { io, read })),
-                cookie: None,
             });
         }
         headers::strip_hop_by_hop(&mut head.headers);
@@ -315,7 +314,6 @@ impl Exchange<'_> {
             head,
             body: Body::Upstream(body),
             then: Then::Next,
-            cookie: None,
         })
     }
 }

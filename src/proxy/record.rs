@@ -30,8 +30,8 @@ pub struct Record {
     permit: Option<Permit>,
     /// When that upstream got it.
     sent: Instant,
-    /// What the judge is to be told.
-    judged: Option<Judged>,
+    /// What the judge is to be told. Boxed: most requests have none, and it would be handed around with all.
+    judged: Option<Box<Judged>>,
 }
 
 /// A request that chance has assigned while the judge looks, up to the moment from which its end says nothing.
@@ -64,12 +64,12 @@ impl Record {
     /// The judge is to be told of this request.
     pub fn judge(&mut self, snapshot: Arc<Snapshot>, trial: Trial) {
         self.worker.trials.begin(trial);
-        self.judged = Some(Judged {
+        self.judged = Some(Box::new(Judged {
             worker: Rc::clone(&self.worker),
             snapshot,
             trial,
             is_answered: false,
-        });
+        }));
     }
 
     /// What comes now is no longer of the target that chance has chosen.
@@ -188,7 +188,7 @@ impl Judged {
         true
     }
 
-    fn failed(self) {
+    fn failed(&self) {
         match self.is_answered {
             false => self.worker.trials.failed(self.trial),
             true => self.worker.trials.cut(self.trial),

@@ -26,7 +26,6 @@ use super::{
     record::Record,
     sidecar::{self, Question},
     upgrade::Tunnel,
-    worker::Worker,
 };
 use crate::{
     clock,
@@ -55,8 +54,6 @@ pub struct Reply {
     pub body: Body,
     /// How the connection goes on.
     pub then: Then,
-    /// The cookie by which the client is known from now on, as the value of `Set-Cookie`.
-    pub cookie: Option<Bytes>,
 }
 
 /// How a connection goes on after a response.
@@ -71,20 +68,16 @@ pub enum Then {
 
 /// Answers one request. Its body is read from the connection.
 pub async fn handle(request: RequestHead, connection: &Rc<Connection>, started: Instant) -> Reply {
-    let mut cookie = None;
-    let mut reply = match route(request, connection, started, &mut cookie).await {
+    match route(request, connection, started).await {
         Ok(reply) => reply,
         Err(error) => explain(&error),
-    };
-    reply.cookie = cookie;
-    reply
+    }
 }
 
 async fn route(
     mut head: RequestHead,
     connection: &Rc<Connection>,
     started: Instant,
-    cookie: &mut Option<Bytes>,
 ) -> Result<Reply, RequestError> {
     headers::vet(&head)?;
     if is_health_check(&head) {
@@ -126,7 +119,7 @@ async fn route(
     };
 
     let (reason, trial) = match reason.is_eligible() {
-        true => draw(reason, worker, config, &head, connection, cookie),
+        true => draw(reason, config, &head, connection),
         false => (reason, None),
     };
     let (admitted, permit) = admit(reason, &worker.admission);
@@ -150,21 +143,21 @@ async fn route(
 
 /// Draws for an eligible request: by the weight of this moment, since the sidecar may have taken its time and a
 /// rollback holds at once. If the judge is to know how it ends, says for what.
+#[inline(never)] // It is not for every request, and would make the future of all of them larger.
 fn draw(
     reason: Reason,
-    worker: &Worker,
     config: &Config,
     head: &RequestHead,
     connection: &Connection,
-    cookie: &mut Option<Bytes>,
 ) -> (Reason, Option<(Arc<Snapshot>, Trial)>) {
+    let worker = &connection.worker;
     let snapshot = worker.snapshot.current();
     let split = snapshot.split;
     let sticky = config.traffic.sticky.as_ref();
     let lot = worker
         .lots
         .draw(split, sticky, head, &connection.forwarded_for);
-    *cookie = lot.cookie;
+    connection.set_cookie(lot.cookie);
     let reason = reason.drawn(lot.target);
     // Where something stands before one of the targets, requests are missing there, and nothing can be compared.
     let tick = split.tick.filter(|_| worker.admission.is_clear());
@@ -250,6 +243,5 @@ fn own(status: StatusCode, lines: &[Line<'_>], body: impl Into<Bytes>) -> Reply 
         },
         body: Body::Text(body.into()),
         then: Then::Next,
-        cookie: None,
     }
 }

@@ -8,7 +8,7 @@
 //! Our own cookie is a random number with a signature. It also says in which epoch it was given out; one of
 //! an earlier epoch, before a rollback, counts no more, so the unlucky are others the next time.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::BufMut;
 use ring::hmac;
 use siphasher::sip::SipHasher24;
 
@@ -45,7 +45,7 @@ pub struct Lot {
     /// It is known by it from now on.
     pub is_new: bool,
     /// The cookie that it is to get, as the value of `Set-Cookie`.
-    pub cookie: Option<Bytes>,
+    pub cookie: Option<Box<[u8]>>,
 }
 
 impl Lots {
@@ -134,10 +134,10 @@ impl Lots {
         Some(id)
     }
 
-    fn set_cookie(&self, cookie: &StickyCookie, epoch: u64, id: u64) -> Bytes {
+    fn set_cookie(&self, cookie: &StickyCookie, epoch: u64, id: u64) -> Box<[u8]> {
         let said = format!("{epoch}.{id:016x}");
         let tag = hmac::sign(&self.sign, said.as_bytes());
-        let mut out = BytesMut::with_capacity(192);
+        let mut out = Vec::with_capacity(192);
         out.put_slice(cookie.name.as_bytes());
         out.put_u8(b'=');
         out.put_slice(said.as_bytes());
@@ -156,7 +156,7 @@ impl Lots {
         if cookie.secure {
             out.put_slice(b"; Secure");
         }
-        out.freeze()
+        out.into()
     }
 }
 

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderName, Method, Version};
 
 use super::*;
