@@ -69,6 +69,10 @@ pub fn chart(results: &[(Case, Vec<Did>)]) -> String {
                 // Mann-Whitney is not asked where latency is not looked at.
                 continue;
             };
+            // Rolled back before anything was wrong: that is no detection.
+            if did.median_seconds() == Some(0) {
+                continue;
+            }
             place(
                 &mut marks,
                 did.rule,
@@ -80,10 +84,16 @@ pub fn chart(results: &[(Case, Vec<Did>)]) -> String {
     }
     for mark in &marks {
         let _ = writeln!(svg, "{}", shape(mark.rule, mark.x, mark.y));
+        // The tests of every minute stand close together.
+        let beside = match mark.rule {
+            Name::ZTest => -8.0,
+            Name::MannWhitney => 18.0,
+            _ => 4.0,
+        };
         text(
             &mut svg,
-            mark.x + 10.0,
-            mark.y + 4.0,
+            mark.x + 8.0,
+            mark.y + beside,
             "start",
             &mark.letters,
         );

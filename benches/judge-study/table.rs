@@ -71,6 +71,8 @@ fn must(must: Must) -> String {
 
 fn cell_of(must: Must, did: &Did) -> String {
     match (must, did.median_seconds(), did.median_errors()) {
+        // Rolled back before anything was wrong.
+        (Must::Catch { .. }, Some(0), _) => "too early".into(),
         (Must::Catch { .. }, Some(seconds), Some(errors)) => {
             format!("{seconds} s, {errors} errors")
         }
