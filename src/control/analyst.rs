@@ -264,7 +264,7 @@ impl Analyst {
     fn judge(&mut self) {
         let snapshot = self.published.load();
         let settings = snapshot.config.rollout.as_ref();
-        let step = self.progress.rollout.position.step;
+        let step = self.progress.rollout.position.step.unwrap_or(0);
         self.strength =
             settings.map(|rollout| self.progress.evidence.strength(&rollout.judge, step));
     }
@@ -299,7 +299,7 @@ impl Analyst {
         let rollout = &self.progress.rollout;
         let position = rollout.position;
         let tick = match position.phase.is_under_way() {
-            true => self.ring.next(position.step, position.weight),
+            true => self.ring.next(position.step.unwrap_or(0), position.weight),
             false => None,
         };
         let split = Split {

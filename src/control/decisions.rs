@@ -38,7 +38,7 @@ pub fn text(moved: &Move) -> String {
         true => format!("the weight stays {}", to.weight),
         false => format!("the weight goes from {} to {}", from.weight, to.weight),
     };
-    let step = to.step + 1;
+    let step = self::step(to);
     let why = match why {
         Why::Command(Command::Start) => "an operator has started the rollout".into(),
         Why::Command(Command::Pause) => format!("an operator has paused step {step}"),
@@ -54,7 +54,7 @@ pub fn text(moved: &Move) -> String {
                 }
                 _ => "in a dry run the judge holds nothing up",
             };
-            let over = from.step + 1;
+            let over = self::step(from);
             match to.phase {
                 Phase::Succeeded => {
                     format!("step {over}, the last one, is over and {evidence}: succeeded")
@@ -121,11 +121,11 @@ fn position(position: &Position) -> Value {
     })
 }
 
-/// The number of a step as people count: from 1, and 0 where there was none.
+/// The number of a step as people count: from 1, and 0 where there is none.
 pub fn step(position: &Position) -> usize {
     match position.phase {
         Phase::Idle => 0,
-        _ => position.step + 1,
+        _ => position.step.map_or(0, |step| step + 1),
     }
 }
 

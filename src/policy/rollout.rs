@@ -204,8 +204,8 @@ pub struct Move {
 pub struct Position {
     /// The phase.
     pub phase: Phase,
-    /// The step, from 0; the last one that was reached when it is over.
-    pub step: usize,
+    /// The step, from 0; the last one that was reached when it is over. `None` where no rollout was ever begun.
+    pub step: Option<usize>,
     /// The canary's share of eligible requests.
     pub weight: Weight,
 }
@@ -231,7 +231,7 @@ impl Rollout {
         Rollout {
             position: Position {
                 phase: Phase::Idle,
-                step: 0,
+                step: None,
                 weight,
             },
             elapsed: Duration::ZERO,
@@ -270,8 +270,8 @@ impl Rollout {
                     .map(|settings| &settings.steps[..])
                     .unwrap_or_default();
                 let last = steps.len().checked_sub(1).ok_or(Refused::NoSteps)?;
-                let step = self.position.step.min(last);
-                if step != self.position.step || self.position.weight != steps[step].weight {
+                let step = self.position.step.unwrap_or(0).min(last);
+                if Some(step) != self.position.step || self.position.weight != steps[step].weight {
                     self.begin(step, steps[step]);
                 }
                 // Who was paused for want of evidence gets his time again.
@@ -327,7 +327,7 @@ impl Rollout {
         if self.position.phase == Phase::Paused {
             return None;
         }
-        let step = *settings.steps.get(self.position.step)?;
+        let step = *settings.steps.get(self.position.step?)?;
         if self.elapsed < step.lasts {
             return None;
         }
@@ -390,7 +390,7 @@ impl Rollout {
     }
 
     fn advance(&mut self, settings: &Settings, why: Why) -> Why {
-        let next = self.position.step + 1;
+        let next = self.position.step.map_or(0, |step| step + 1);
         match settings.steps.get(next) {
             Some(step) => self.begin(next, *step),
             // The weight stays: nothing moves that nobody has written down.
@@ -402,7 +402,7 @@ impl Rollout {
     fn begin(&mut self, number: usize, step: Step) {
         self.position = Position {
             phase: Phase::Progressing,
-            step: number,
+            step: Some(number),
             weight: step.weight,
         };
         self.elapsed = Duration::ZERO;

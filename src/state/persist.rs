@@ -102,7 +102,7 @@ struct Breaker {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct Course {
     phase: String,
-    step: usize,
+    step: Option<usize>,
     weight: u32,
     elapsed_ms: u64,
     extended: bool,
@@ -372,7 +372,7 @@ mod tests {
             rollout: Rollout {
                 position: Position {
                     phase: Phase::Paused,
-                    step: 1,
+                    step: Some(1),
                     weight,
                 },
                 elapsed: Duration::from_millis(61_200),

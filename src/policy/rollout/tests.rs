@@ -153,8 +153,9 @@ impl Watched {
         match position.phase {
             Phase::Progressing => {
                 let settings = settings.expect("only what has steps progresses");
-                assert_eq!(position.weight, settings.steps[position.step].weight);
-                let longest = settings.steps[position.step].lasts + settings.max_extension;
+                let step = settings.steps[position.step.expect("it has begun")];
+                assert_eq!(position.weight, step.weight);
+                let longest = step.lasts + settings.max_extension;
                 assert!(
                     Duration::from_secs(self.spent) < longest,
                     "a step goes on for ever"
@@ -191,7 +192,7 @@ impl Watched {
             return Some(Why::UnhealthyInDryRun);
         }
         let spent = Duration::from_secs(self.spent + 1);
-        let lasts = settings.steps.get(step)?.lasts;
+        let lasts = settings.steps.get(step?)?.lasts;
         if phase == Phase::Paused || spent < lasts {
             return None;
         }
@@ -229,11 +230,11 @@ impl Watched {
                 ..was
             },
             Some(Why::StepPassed | Why::AdvancedInDryRun | Why::AdvancedWithoutEvidence) => {
-                match settings.steps.get(was.step + 1) {
+                match settings.steps.get(was.step.unwrap() + 1) {
                     Some(later) => {
                         (self.spent, self.overdue) = (0, false);
                         Position {
-                            step: was.step + 1,
+                            step: was.step.map(|step| step + 1),
                             weight: later.weight,
                             ..was
                         }
@@ -260,7 +261,7 @@ impl Watched {
                 (self.spent, self.overdue, self.told) = (0, false, false);
                 Position {
                     phase: Phase::Progressing,
-                    step: 0,
+                    step: Some(0),
                     weight: settings.unwrap().steps[0].weight,
                 }
             }
@@ -270,14 +271,14 @@ impl Watched {
             },
             Command::Resume => {
                 let steps = &settings.unwrap().steps;
-                let step = was.step.min(steps.len() - 1);
-                let other = (step, steps[step].weight) != (was.step, was.weight);
+                let step = was.step.unwrap().min(steps.len() - 1);
+                let other = (Some(step), steps[step].weight) != (was.step, was.weight);
                 if other || self.overdue {
                     (self.spent, self.overdue) = (0, false);
                 }
                 Position {
                     phase: Phase::Progressing,
-                    step,
+                    step: Some(step),
                     weight: steps[step].weight,
                 }
             }
@@ -401,7 +402,7 @@ fn stands(rollout: &Rollout) -> (Phase, usize, Weight) {
         step,
         weight,
     } = rollout.position;
-    (phase, step, weight)
+    (phase, step.expect("it has begun"), weight)
 }
 
 #[test]
