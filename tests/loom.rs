@@ -227,6 +227,36 @@ fn nobody_gets_past_a_ceiling_that_was_lowered_and_written() {
     });
 }
 
+/// What a reset has taken back already is not given back again: the count would wrap, and the canary never get
+/// anything any more.
+#[test]
+fn a_reset_beside_a_token_that_is_given_back_leaves_the_limit_unused() {
+    loom::model(|| {
+        let admission = admission(Some(2), None);
+        let none = Used {
+            requests: 0,
+            errors: 0,
+        };
+        let threads = [
+            {
+                let admission = Arc::clone(&admission);
+                thread::spawn(move || drop(admission.admit(|| NOW)))
+            },
+            {
+                let admission = Arc::clone(&admission);
+                thread::spawn(move || {
+                    admission.lower_ceiling(none);
+                })
+            },
+        ];
+        admission.reset_limits();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert!(admission.used().requests <= 1);
+    });
+}
+
 /// For what reads many counts: the usual bound on them is 1000.
 fn model_of_many(model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();

@@ -191,11 +191,15 @@ impl Admin {
                 for gate in gates.chain([self.admission.sidecar()]) {
                     gate.with(|breaker| breaker.reset(now));
                 }
+                let kept = self.analyst.borrow_mut().keep(now);
+                self.written(kept).await;
                 Ok(())
             }
             Route::ResetLimits => {
                 info!("an operator has reset the limits");
                 self.admission.reset_limits();
+                let kept = self.analyst.borrow_mut().keep(clock::uptime());
+                self.written(kept).await;
                 Ok(())
             }
             Route::Metrics | Route::Live | Route::Ready | Route::Status | Route::Decisions => {
@@ -204,7 +208,6 @@ impl Admin {
         }
     }
 
-    /// Done when it is on disk, where there is one, so that what was said survives whatever comes next.
     async fn command(&self, command: Command) -> Result<(), Error> {
         let kept = {
             let mut analyst = self.analyst.borrow_mut();
@@ -213,16 +216,23 @@ impl Admin {
                 .command(command, clock::uptime(), clock::wall())
                 .map_err(|refused| Error::new(StatusCode::CONFLICT, explain(refused, phase)))?
         };
-        if self.durability.is_some() {
-            let written = async {
-                while !self.progress.is_written(kept) {
-                    sleep(Duration::from_millis(5)).await;
-                }
-            };
-            // A disk that fails has its own alarm, and takes nothing away from what is in force.
-            let _late = timeout(WRITE_TIMEOUT, written).await;
-        }
+        self.written(kept).await;
         Ok(())
+    }
+
+    /// Waits until this version, and everything that had changed before it, is on disk, where there is one: so that
+    /// what was said survives whatever comes next.
+    async fn written(&self, version: u64) {
+        if self.durability.is_none() {
+            return;
+        }
+        let written = async {
+            while !self.progress.is_written(version) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        // A disk that fails has its own alarm, and takes nothing away from what is in force.
+        let _late = timeout(WRITE_TIMEOUT, written).await;
     }
 
     fn status(&self) -> Value {

@@ -314,7 +314,8 @@ impl Analyst {
         }
     }
 
-    fn keep(&mut self, now: Duration) -> u64 {
+    /// Has everything that is so by now kept, the counts and breakers too. The version in which it is.
+    pub fn keep(&mut self, now: Duration) -> u64 {
         self.kept = now;
         self.is_dirty = false;
         let mut progress = self.progress.clone();

@@ -44,6 +44,14 @@ impl Headroom {
         self.ceiling
     }
 
+    /// The count was set back to `used`: what it was before says nothing any more.
+    pub fn restart(&mut self, used: u64) {
+        *self = Headroom {
+            newest: self.newest,
+            ..Headroom::new(self.limit, used)
+        };
+    }
+
     /// Decides anew: `used` is the count at `now`, `hit` says whether somebody was refused because of the
     /// ceiling since it was asked last. To be asked several times a second.
     pub fn next(&mut self, used: u64, hit: bool, now: Duration) -> u64 {

@@ -43,6 +43,8 @@ pub struct Admission {
     /// By [`Target::index`].
     breakers: [Option<Guard>; Target::ALL.len()],
     sidecar: Gate,
+    /// How often the limits were reset.
+    resets: AtomicU64,
     /// Of requests that are sent to main after the canary has failed.
     repeats: Mutex<Budget>,
     ceiling: Ceiling,
@@ -187,6 +189,7 @@ impl Admission {
             breakers: Target::ALL.map(guard),
             repeats: Mutex::new(Budget::new(repeats)),
             sidecar: Gate::new(Breaker::new(SIDECAR, now)),
+            resets: AtomicU64::new(0),
             ceiling: Ceiling {
                 requests: AtomicU64::new(u64::MAX),
                 errors: AtomicU64::new(u64::MAX),
@@ -280,8 +283,12 @@ impl Admission {
                 return Err(Refusal::Limit);
             };
             if taken >= ceiling() {
-                // The only token that is given back: nobody went anywhere with it.
-                self.taken.fetch_sub(1, Ordering::Relaxed);
+                // The only token that is given back: nobody went anywhere with it. The limits may have been
+                // reset meanwhile, and it with them.
+                let back = |taken: u64| taken.checked_sub(1);
+                let _reset = self
+                    .taken
+                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, back);
                 self.refuse(true);
                 return Err(Refusal::Limit);
             }
@@ -338,6 +345,13 @@ impl Admission {
     pub fn reset_limits(&self) {
         let _always_some = self.update_errors(|quota| Some(ErrorQuota { errors: 0, ..quota }));
         self.taken.store(0, Ordering::Relaxed);
+        // Release: who sees the number sees the counts.
+        self.resets.fetch_add(1, Ordering::Release);
+    }
+
+    /// How often that was done. Who asks before he looks at the counts sees them reset as often at least.
+    pub fn resets(&self) -> u64 {
+        self.resets.load(Ordering::Acquire)
     }
 
     /// What is counted so far.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Admission, Kept, SharedProgress,
+    Admission, Kept, Progress, SharedProgress,
     admission::{Restored, Terms, Used},
 };
 use crate::policy::{Target, headroom::Headroom};
@@ -26,8 +26,9 @@ pub struct Ledger {
     written: Option<Version>,
     requests: Headroom,
     errors: Headroom,
-    /// Refusals by the ceiling that have been seen.
+    /// Refusals by the ceiling, and resets, that have been seen.
     refused: u64,
+    resets: u64,
     retry_at: Duration,
 }
 
@@ -57,6 +58,7 @@ impl Ledger {
             requests: Headroom::new(terms.limits.requests.unwrap_or(0), used.requests),
             errors: Headroom::new(terms.limits.errors.map_or(0, u64::from), used.errors),
             refused: 0,
+            resets: 0,
             retry_at: Duration::ZERO,
         }
     }
@@ -70,7 +72,15 @@ impl Ledger {
         wall: SystemTime,
         put: impl FnOnce(&str) -> Result<(), E>,
     ) -> Look<E> {
+        // Before all else: who waits for this version waits for what he had changed before he made it.
+        let latest = self.progress.latest();
         let before = self.ceiling();
+        let resets = admission.resets();
+        if std::mem::replace(&mut self.resets, resets) != resets {
+            let used = admission.used();
+            self.requests.restart(used.requests);
+            self.errors.restart(used.errors);
+        }
         let refused = admission.refused_by_ceiling();
         let hit = std::mem::replace(&mut self.refused, refused) < refused;
         let used = admission.used();
@@ -89,7 +99,7 @@ impl Ledger {
             requests: after.requests.max(used.requests),
             errors: after.errors.max(used.errors),
         };
-        let look = self.write(ceiling, admission, now, wall, put);
+        let look = self.write(ceiling, latest, admission, now, wall, put);
         admission.set_ceiling(match look {
             Look::Nothing | Look::Written => ceiling,
             Look::Failed(_) => {
@@ -112,12 +122,14 @@ impl Ledger {
         wall: SystemTime,
         put: impl FnOnce(&str) -> Result<(), E>,
     ) -> Look<E> {
-        self.write(admission.used(), admission, now, wall, put)
+        let latest = self.progress.latest();
+        self.write(admission.used(), latest, admission, now, wall, put)
     }
 
     fn write<E>(
         &mut self,
         used: Used,
+        (progress, latest): (u64, Option<Arc<Progress>>),
         admission: &Admission,
         now: Duration,
         wall: SystemTime,
@@ -128,7 +140,6 @@ impl Ledger {
             Some(gate.with(|breaker| (breaker.generation(), breaker.save(now))))
         });
         let generations = breakers.map(|breaker| breaker.map(|(generation, _)| generation));
-        let (progress, latest) = self.progress.latest();
         let version = (used, generations, progress);
         if self.written == Some(version) {
             return Look::Nothing;
@@ -170,6 +181,42 @@ mod tests {
         config::{Breakers, Limits},
         policy::breaker::Rate,
     };
+
+    /// A kill right after it would otherwise bring back what was used.
+    #[test]
+    fn a_reset_is_on_disk_with_the_next_write_and_not_when_the_ceiling_has_come_down() {
+        let terms = Terms {
+            limits: Limits {
+                requests: Some(640),
+                errors: Some(15),
+                ..Limits::default()
+            },
+            breakers: Breakers::default(),
+            repeats: Rate(0),
+        };
+        let admission = Admission::new(terms, Duration::ZERO);
+        let mut ledger = Ledger::new(Kept::default(), terms, SharedProgress::new(None));
+        let mut look = |ms| {
+            let now = Duration::from_millis(ms);
+            let look = ledger.look(&admission, now, UNIX_EPOCH + now, |_| Ok::<_, ()>(()));
+            (look, ledger.kept.restored.used)
+        };
+        look(0);
+        for ms in 1..200 {
+            for _ in 0..10 {
+                drop(admission.admit(|| Duration::ZERO));
+            }
+            look(20 * ms);
+        }
+        assert_eq!(look(4_000).1.requests, 640);
+        admission.reset_limits();
+        let ahead = Used {
+            requests: 10,
+            errors: 1,
+        };
+        assert_eq!(look(4_020), (Look::Written, ahead));
+        assert_eq!(look(4_040), (Look::Nothing, ahead));
+    }
 
     #[test]
     fn what_failed_is_tried_again_though_nothing_is_new_any_more() {
