@@ -8,8 +8,8 @@ use http::{
     header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE},
 };
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
-use serde_json::{Map, Value, json};
+use hyper::body::{Body, Incoming};
+use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tracing::info;
 
@@ -21,6 +21,7 @@ use super::{
     minute::Minute,
     readiness::Readiness,
     status,
+    weights::{Form, Problem},
 };
 use crate::{
     clock,
@@ -37,8 +38,6 @@ const MAX_BODY: usize = 64 << 10;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an answer waits until what was changed is on disk.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
-/// The two weights of the alias may differ from 1 by this much, together.
-const TOLERANCE: f64 = 0.001;
 
 /// Answers the instrumentation port's requests.
 pub struct Admin {
@@ -61,8 +60,7 @@ enum Route {
     Ready,
     Status,
     Decisions,
-    Weight,
-    WeightAlias,
+    Weight(Form),
     Rollout(Command),
     ResetBreakers,
     ResetLimits,
@@ -75,8 +73,8 @@ const ROUTES: [(&str, &str, Route); 14] = [
     ("GET", "/health/ready", Route::Ready),
     ("GET", "/status", Route::Status),
     ("GET", "/decisions", Route::Decisions),
-    ("PUT", "/traffic/weight", Route::Weight),
-    ("POST", "/api/canary/weight", Route::WeightAlias),
+    ("PUT", "/traffic/weight", Route::Weight(Form::Percent)),
+    ("POST", "/api/canary/weight", Route::Weight(Form::Shares)),
     ("POST", "/rollout/start", Route::Rollout(Command::Start)),
     ("POST", "/rollout/pause", Route::Rollout(Command::Pause)),
     ("POST", "/rollout/resume", Route::Rollout(Command::Resume)),
@@ -174,12 +172,8 @@ impl Admin {
 
     async fn change(&self, route: Route, body: Incoming) -> Result<(), Error> {
         match route {
-            Route::Weight => {
-                let weight = weight(&read(body).await?)?;
-                self.command(Command::SetWeight(weight)).await
-            }
-            Route::WeightAlias => {
-                let weight = weight_of_two(&read(body).await?)?;
+            Route::Weight(form) => {
+                let weight = read(form, body).await?;
                 self.command(Command::SetWeight(weight)).await
             }
             Route::Rollout(command) => self.command(command).await,
@@ -263,102 +257,34 @@ impl Admin {
     }
 }
 
-/// The JSON object in a request's body.
-async fn read(body: Incoming) -> Result<Map<String, Value>, Error> {
+/// The weight in a request's body.
+async fn read(form: Form, body: Incoming) -> Result<Weight, Error> {
+    let refused = |status, why: &str| Error::new(status, format!("{why}: send {}", form.example()));
+    let too_long = || {
+        let why = format!("the body is longer than {MAX_BODY} bytes");
+        refused(StatusCode::PAYLOAD_TOO_LARGE, &why)
+    };
+    // Who says so beforehand, and waits for a 100, need not send it.
+    if body.size_hint().lower() > MAX_BODY as u64 {
+        return Err(too_long());
+    }
     let collected = timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await;
     let bytes = match collected {
         Ok(Ok(collected)) => collected.to_bytes(),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            let text = format!("the body is longer than {MAX_BODY} bytes");
-            return Err(Error::new(StatusCode::PAYLOAD_TOO_LARGE, text));
-        }
+        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_long()),
         Ok(Err(error)) => {
-            let text = format!("the body cannot be read: {error}");
-            return Err(Error::new(StatusCode::BAD_REQUEST, text));
+            let why = format!("the body cannot be read ({error})");
+            return Err(refused(StatusCode::BAD_REQUEST, &why));
         }
         Err(_elapsed) => {
-            let text = "the body did not come in time";
-            return Err(Error::new(StatusCode::REQUEST_TIMEOUT, text));
+            let why = "the body did not come in time";
+            return Err(refused(StatusCode::REQUEST_TIMEOUT, why));
         }
     };
-    match serde_json::from_slice(&bytes) {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(other) => Err(unprocessable(format!(
-            "the body is not a JSON object but {other}: send {{\"weight\": 5}}"
-        ))),
-        Err(error) => {
-            let text = format!("the body is not JSON ({error}): send {{\"weight\": 5}}");
-            Err(Error::new(StatusCode::BAD_REQUEST, text))
-        }
-    }
-}
-
-fn unprocessable(text: impl Into<String>) -> Error {
-    Error::new(StatusCode::UNPROCESSABLE_ENTITY, text)
-}
-
-/// The numbers of exactly these keys.
-fn numbers<const N: usize>(
-    object: &Map<String, Value>,
-    keys: [&str; N],
-    example: &str,
-) -> Result<[f64; N], Error> {
-    if let Some(unknown) = object.keys().find(|key| !keys.contains(&key.as_str())) {
-        return Err(unprocessable(format!(
-            "{unknown:?} is not known here: send {example}"
-        )));
-    }
-    let mut numbers = [0.0; N];
-    for (number, key) in numbers.iter_mut().zip(keys) {
-        *number = match object.get(key) {
-            None => {
-                return Err(unprocessable(format!("{key:?} is missing: send {example}")));
-            }
-            Some(value) => value.as_f64().ok_or_else(|| {
-                unprocessable(format!(
-                    "{key:?} is not a number but {value}: send {example}"
-                ))
-            })?,
-        };
-    }
-    Ok(numbers)
-}
-
-/// `{"weight": 5}`, in percent.
-fn weight(object: &Map<String, Value>) -> Result<Weight, Error> {
-    const EXAMPLE: &str = r#"{"weight": 5}"#;
-    let [percent] = numbers(object, ["weight"], EXAMPLE)?;
-    in_hundredths(percent * 100.0).ok_or_else(|| {
-        unprocessable(format!(
-            "a weight is a percentage from 0 to 100 with at most two decimals, not {percent}: send {EXAMPLE}"
-        ))
+    form.read(&bytes).map_err(|problem| match problem {
+        Problem::NotJson(why) => refused(StatusCode::BAD_REQUEST, &why),
+        Problem::Unfit(why) => refused(StatusCode::UNPROCESSABLE_ENTITY, &why),
     })
-}
-
-/// `{"old_weight": 0.95, "new_weight": 0.05}`, as shares.
-fn weight_of_two(object: &Map<String, Value>) -> Result<Weight, Error> {
-    const EXAMPLE: &str = r#"{"old_weight": 0.95, "new_weight": 0.05}"#;
-    let [old, new] = numbers(object, ["old_weight", "new_weight"], EXAMPLE)?;
-    if (old + new - 1.0).abs() > TOLERANCE {
-        return Err(unprocessable(format!(
-            "old_weight and new_weight are {} together, not 1: send {EXAMPLE}",
-            old + new
-        )));
-    }
-    let weight =
-        in_hundredths(new * 10_000.0).filter(|_| (-TOLERANCE..=1.0 + TOLERANCE).contains(&old));
-    weight.ok_or_else(|| {
-        unprocessable(format!(
-            "a weight is a share from 0 to 1 with at most four decimals, not {new}: send {EXAMPLE}"
-        ))
-    })
-}
-
-/// What is a whole number but for the rounding of binary fractions.
-fn in_hundredths(number: f64) -> Option<Weight> {
-    let rounded = number.round();
-    let is_whole = (number - rounded).abs() < 1e-6 && (0.0..=10_000.0).contains(&rounded);
-    is_whole.then(|| Weight::new(rounded as u32)).flatten()
 }
 
 fn explain(refused: Refused, phase: Phase) -> String {

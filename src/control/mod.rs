@@ -10,6 +10,7 @@ pub mod metrics;
 pub mod minute;
 pub mod readiness;
 pub mod status;
+pub mod weights;
 
 use std::{
     cell::RefCell,
