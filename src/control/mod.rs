@@ -5,6 +5,7 @@ pub mod admin;
 pub mod analyst;
 pub mod decisions;
 pub mod guard;
+pub mod impatient;
 pub mod keeper;
 pub mod metrics;
 pub mod minute;
@@ -33,7 +34,7 @@ use tokio::{
 };
 use tracing::{debug, error};
 
-use self::{analyst::Analyst, guard::Guard, minute::Minute};
+use self::{analyst::Analyst, guard::Guard, impatient::Impatient, minute::Minute};
 use crate::{
     clock,
     state::{
@@ -121,7 +122,7 @@ async fn serve(
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service)
+                .serve_connection(TokioIo::new(Impatient::new(stream)), service)
                 .await;
             if let Err(error) = served {
                 debug!(%error, "instrumentation connection ended");
