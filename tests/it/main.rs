@@ -9,6 +9,10 @@
 
 mod support;
 
+mod admin;
+mod admin_changes;
+mod admin_junk;
+mod admin_phases;
 mod bodies;
 mod breaker;
 mod cache;

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use super::Response;
+
 fn document() -> Value {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/openapi.json");
     serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
@@ -14,6 +16,74 @@ pub fn body(method: &str, path: &str) -> Option<String> {
     assert!(operation.is_object(), "{method} {path} is not described");
     let schema = operation.pointer("/requestBody/content/application~1json/schema/$ref")?;
     Some(schema.as_str().unwrap().rsplit('/').next().unwrap().into())
+}
+
+/// Every method and path that is described.
+pub fn operations() -> Vec<(String, String)> {
+    let document = document();
+    let paths = document["paths"].as_object().unwrap();
+    let each = paths.iter().flat_map(|(path, operations)| {
+        let methods = operations.as_object().unwrap().keys();
+        methods.map(move |method| (method.to_uppercase(), path.clone()))
+    });
+    each.collect()
+}
+
+/// Fails the test if this is not what is described: its status for this operation, and for the status the
+/// header fields and the body. `HEAD` is a `GET` without a body; a method that a path does not have is answered
+/// as the path's only one says.
+#[track_caller]
+pub fn assert_answers(method: &str, path: &str, response: &Response) {
+    let document = document();
+    let resolve = |value: &Value| match value["$ref"].as_str() {
+        Some(place) => document.pointer(&place[1..]).unwrap().clone(),
+        None => value.clone(),
+    };
+    let operations = document["paths"][path].as_object();
+    let what = format!("{method} {path}: {} {}", response.status, response.text());
+    let described = match operations {
+        None => document["components"]["responses"]["NotFound"].clone(),
+        Some(operations) => {
+            let name = method.to_lowercase().replace("head", "get");
+            let mut all = operations.values();
+            let operation = operations.get(&name).or(all.next()).unwrap();
+            resolve(&operation["responses"][response.status.to_string()])
+        }
+    };
+    assert!(described.is_object(), "not described: {what}");
+    let fields = described["headers"].as_object();
+    for (name, field) in fields.into_iter().flatten() {
+        let value = response.header(name);
+        let value = value.unwrap_or_else(|| panic!("without {name}: {what}"));
+        let mut problems = Vec::new();
+        check(
+            &document,
+            &field["schema"],
+            &value.into(),
+            name,
+            &mut problems,
+        );
+        assert!(problems.is_empty(), "{problems:?}: {what}");
+    }
+    let (kind, content) = described["content"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .next()
+        .unwrap();
+    let said = response.header("content-type").unwrap_or_default();
+    assert!(said.starts_with(&**kind), "{said}: {what}");
+    if method == "HEAD" {
+        assert!(response.message.body.is_empty(), "{what}");
+        return;
+    }
+    let value = match &**kind {
+        "application/json" => serde_json::from_slice(&response.message.body).unwrap(),
+        _ => Value::from(response.text()),
+    };
+    let mut problems = Vec::new();
+    check(&document, &content["schema"], &value, "body", &mut problems);
+    assert!(problems.is_empty(), "{problems:#?}: {what}");
 }
 
 /// Fails the test if this is no `name` of `components.schemas`.
@@ -49,6 +119,7 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str, problems: &m
                 Value::Array(kinds) => kinds.iter().any(|kind| is_a(kind, value)),
                 kind => is_a(kind, value),
             },
+            "const" => wanted == value,
             "enum" => wanted.as_array().unwrap().contains(value),
             "minimum" => value
                 .as_f64()
