@@ -71,8 +71,14 @@ impl Ring {
         if self.open.len() as u64 >= TICKS - 1 {
             return None;
         }
+        let tick = self.end();
         self.open.push_back(Some((step, weight)));
-        Some(self.closed + self.open.len() as u64 - 1)
+        Some(tick)
+    }
+
+    /// The first one that there has not been yet.
+    fn end(&self) -> u64 {
+        self.closed + self.open.len() as u64
     }
 
     /// What is open belongs to a rollout that is over.
@@ -118,6 +124,7 @@ pub fn first_split(progress: &Progress) -> Split {
         weight: progress.rollout.position.weight,
         epoch: progress.rollout.epoch,
         tick: None,
+        since: trials::FIRST,
     }
 }
 
@@ -306,6 +313,9 @@ impl Analyst {
             weight: position.weight,
             epoch: rollout.epoch,
             tick,
+            // Where there is none, all that were are over, also for workers that have seen none of them: it
+            // may be that there is no room because nobody has closed any.
+            since: tick.unwrap_or(self.ring.end()),
         };
         self.ticked = now;
         let snapshot: Arc<Snapshot> = self.published.load();
@@ -356,3 +366,6 @@ fn note(
     progress.decisions.push_front(decision);
     progress.decisions.truncate(DECISIONS);
 }
+
+#[cfg(test)]
+mod tests;

@@ -202,10 +202,7 @@ impl Worker {
             ticks.tick().await;
             let now = clock::now();
             self.date.borrow_mut().refresh();
-            match self.snapshot.current().split.tick {
-                Some(tick) => self.trials.close(tick),
-                None => self.trials.close_all(),
-            }
+            self.trials.close(self.snapshot.current().split.since);
             for (_, connection) in self.connections.borrow().iter() {
                 connection.watch.check(now, &patience, self.draining.get());
                 connection.shed();

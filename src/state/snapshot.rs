@@ -7,6 +7,7 @@ use std::{cell::RefCell, sync::Arc};
 
 use arc_swap::{ArcSwap, Cache};
 
+use super::trials;
 use crate::{
     config::Config,
     policy::{
@@ -37,6 +38,8 @@ pub struct Split {
     pub epoch: u64,
     /// Where a rollout is under way: the tick that requests belong to which are assigned now.
     pub tick: Option<u64>,
+    /// No request that is assigned from now on belongs to a tick before this one.
+    pub since: u64,
 }
 
 impl Snapshot {
@@ -57,6 +60,7 @@ impl Snapshot {
                 weight: config.traffic.weight,
                 epoch: 0,
                 tick: None,
+                since: trials::FIRST,
             },
             config: Arc::new(config),
         }

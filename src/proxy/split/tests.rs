@@ -16,6 +16,7 @@ fn split(hundredths: u32) -> Split {
         weight: Weight::new(hundredths).unwrap(),
         epoch: 3,
         tick: None,
+        since: 1,
     }
 }
 
