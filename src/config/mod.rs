@@ -31,6 +31,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 pub use error::{ConfigError, Problem};
+pub use rollout::LONGEST_TIMEOUT;
 
 use crate::policy::{self, FailureRule, Rules, SidecarStatuses, Weight, breaker};
 use error::Problems;

@@ -26,6 +26,8 @@ const MARGINS: RangeInclusive<f64> = 0.0..=10.0;
 const MOST_SLACK: Duration = Duration::from_secs(60);
 const MOST_SAFE_RATIO: f64 = 100.0;
 const FAILURE_RATES: RangeInclusive<f64> = 0.0..=0.5;
+/// The judge waits no longer for how a request ends (`state::trials`), and what has not ended by then says nothing.
+pub const LONGEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is compared between main and canary.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,6 +38,7 @@ enum Metric {
 
 pub(super) fn rollout(raw: &Raw, problems: &mut Problems) -> Option<Rollout> {
     let has_listener = raw.instrumentation.is_some() || problems.has("/instrumentation");
+    let timeout = span(raw.proxy_client.to_main_and_canary.timeout);
     let raw = &raw.rollout;
     if raw.steps.is_empty() {
         // Steps that cannot be used have been told, and would not have been off.
@@ -49,6 +52,15 @@ pub(super) fn rollout(raw: &Raw, problems: &mut Problems) -> Option<Rollout> {
             "/rollout",
             "has no effect: nobody could start it without /instrumentation, where commands are \
              taken; write that section, or take this one out",
+        );
+    }
+    if timeout > LONGEST_TIMEOUT {
+        problems.add(
+            "/proxy-client/to-main-and-canary/timeout",
+            format!(
+                "{timeout:?} is too long beside /rollout/steps: the judge would not hear of a canary that never \
+                 answers; use {LONGEST_TIMEOUT:?} at most"
+            ),
         );
     }
     let steps = steps(&raw.steps, problems);

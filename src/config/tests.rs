@@ -1469,6 +1469,19 @@ fn a_rollout_that_nobody_could_start_is_refused() {
     assert_eq!(problems(file).len(), 1);
 }
 
+/// The judge forgets requests after 32 seconds: none of those that a canary let hang was ever a failure.
+#[test]
+fn a_timeout_that_the_judge_does_not_live_to_see_is_refused() {
+    let mut file = with_rollout(json!({}));
+    file["proxy-client"] = json!({"to-main-and-canary": {"timeout": "30s"}});
+    assert!(read(file.clone()).rollout.is_some());
+    file["proxy-client"]["to-main-and-canary"]["timeout"] = json!(31);
+    let path = "/proxy-client/to-main-and-canary/timeout";
+    refused(file.clone(), path, "use 30s at most");
+    file.as_object_mut().unwrap().remove("rollout");
+    assert_eq!(read(file).main.client.timeout, Duration::from_secs(31));
+}
+
 /// A rollout of which everything is written but the steps would silently be none.
 #[test]
 fn what_needs_steps_is_refused_without_them() {

@@ -4,7 +4,7 @@
 //! writes nothing any more. A tick below the watermarks of all workers is closed, and read once. Its requests
 //! have all ended by then, or are older than [`HORIZON`], so that what ends fast counts no sooner than what
 //! ends slowly. A request that is still going on at its horizon is an answer that took as long as its head,
-//! for both targets alike.
+//! for both targets alike. One that has no head by then says nothing, so timeouts are shorter.
 //!
 //! The control plane numbers the ticks and sees to it that the ring never overtakes itself: it publishes no
 //! tick before it has read the one whose slot that will have. So nothing is ever lost or counted twice.
@@ -19,6 +19,8 @@ use super::{
     seen::Seen,
     sync::{AtomicU32, AtomicU64},
 };
+#[cfg(not(canary_loom))]
+use crate::config::LONGEST_TIMEOUT;
 use crate::policy::{
     Target,
     analysis::{Counts, LEVELS},
@@ -33,6 +35,9 @@ pub const TICKS: u64 = 4;
 pub const FIRST: u64 = 1;
 /// After so many ticks a request's end says nothing any more.
 pub const HORIZON: u64 = TICKS / 2;
+// With a tick of a second, and the one in which the request began: what has no answer in time is a failure.
+#[cfg(not(canary_loom))]
+const _: () = assert!(LONGEST_TIMEOUT.as_secs() + 1 < HORIZON);
 
 /// What one worker has seen.
 #[derive(Debug)]
