@@ -105,7 +105,7 @@ pub fn opening(config: &Config, found: Option<&Progress>, wall: SystemTime) -> P
     let mut progress = found.clone();
     let mut moves = Vec::new();
     if progress.steps != steps {
-        moves.extend(progress.rollout.steps_changed());
+        moves.extend(progress.rollout.steps_changed(&steps));
         progress.steps = steps;
     }
     if progress.configured != configured {
@@ -358,7 +358,8 @@ fn note(
         Why::Unhealthy
         | Why::UnhealthyInDryRun
         | Why::RolledBackWithoutEvidence
-        | Why::JudgeFailed => {
+        | Why::JudgeFailed
+        | Why::StepsRemoved => {
             warn!(number, phase, weight, "rollout: {text}");
         }
         _ => info!(number, phase, weight, "rollout: {text}"),

@@ -80,6 +80,10 @@ pub fn text(moved: &Move) -> String {
         Why::StepsChanged => {
             "the configuration has other steps than the rollout had begun with: paused".into()
         }
+        Why::StepsRemoved => {
+            "the configuration has no rollout any more, and nobody judges the canary: rolled back"
+                .into()
+        }
         Why::WeightConfigured => "the configuration has another traffic.weight".into(),
     };
     format!("{why}; {change}")
@@ -109,6 +113,7 @@ fn words(why: Why) -> (&'static str, &'static str) {
         Why::UnhealthyInDryRun => ("judge", "unhealthy-in-dry-run"),
         Why::JudgeFailed => ("judge", "judge-failed"),
         Why::StepsChanged => ("configuration", "steps-changed"),
+        Why::StepsRemoved => ("configuration", "steps-removed"),
         Why::WeightConfigured => ("configuration", "weight-configured"),
     }
 }

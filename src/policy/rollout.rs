@@ -184,6 +184,8 @@ pub enum Why {
     JudgeFailed,
     /// A process started with other steps than the rollout had begun with.
     StepsChanged,
+    /// A process started without any, and so without a judge.
+    StepsRemoved,
     /// A process started with another `traffic.weight` in its configuration.
     WeightConfigured,
 }
@@ -368,11 +370,16 @@ impl Rollout {
         Some(self.moved(&before, Why::JudgeFailed))
     }
 
-    /// A process begins with other steps than those that the rollout was begun with.
-    pub fn steps_changed(&mut self) -> Option<Move> {
+    /// A process begins with other steps than those that the rollout was begun with. Without any nobody judges
+    /// the canary, and perhaps nobody can be told to stop.
+    pub fn steps_changed(&mut self, steps: &[Step]) -> Option<Move> {
         let before = *self;
         if !self.position.phase.is_under_way() {
             return None;
+        }
+        if steps.is_empty() {
+            self.roll_back();
+            return Some(self.moved(&before, Why::StepsRemoved));
         }
         self.position.phase = Phase::Paused;
         Some(self.moved(&before, Why::StepsChanged))

@@ -124,3 +124,13 @@ fn a_hundred_commands_in_a_moment_do_not_make_the_judge_deaf() {
     }
     assert!(rig.is_rolled_back_within(10), "{:?}", rig.phase());
 }
+
+#[test]
+fn a_process_that_cannot_judge_gives_the_canary_nothing_of_a_rollout_that_it_finds() {
+    let mut rig = Rig::new(config(json!({"steps": [{"weight": 20, "for": "10h"}]})));
+    rig.command(Command::Start);
+    let found = rig.analyst.progress.clone();
+    let opened = opening(&config(json!({})), Some(&found), SystemTime::UNIX_EPOCH);
+    assert_eq!(first_split(&opened).weight, Weight::NONE);
+    assert_eq!(opened.decisions[0]["why"], "steps-removed");
+}

@@ -113,13 +113,18 @@ impl Watched {
                 let under_way = self.rollout.position.phase.is_under_way();
                 let moved = match number == self.configuration {
                     true => None,
-                    false => next.rollout.steps_changed(),
+                    false => {
+                        let settings = configurations[number].as_ref();
+                        let steps = settings.map(|settings| &settings.steps[..]);
+                        next.rollout.steps_changed(steps.unwrap_or_default())
+                    }
                 };
                 let changed = under_way && number != self.configuration;
-                assert_eq!(
-                    moved.map(|moved| moved.why),
-                    changed.then_some(Why::StepsChanged)
-                );
+                let why = match configurations[number] {
+                    Some(_) => Why::StepsChanged,
+                    None => Why::StepsRemoved,
+                };
+                assert_eq!(moved.map(|moved| moved.why), changed.then_some(why));
                 moved
             }
             Event::Configured(weight) => {
@@ -536,7 +541,7 @@ fn other_steps_pause_a_rollout_and_a_resume_goes_on_with_the_nearest() {
         steps: vec![step(4, 2)],
         ..settings.clone()
     };
-    let moved = rollout.steps_changed().unwrap();
+    let moved = rollout.steps_changed(&other.steps).unwrap();
     assert_eq!(moved.why, Why::StepsChanged);
     assert_eq!(stands(&rollout), (Phase::Paused, 1, percent(10)));
     rollout.command(Some(&other), Command::Resume).unwrap();
@@ -545,24 +550,24 @@ fn other_steps_pause_a_rollout_and_a_resume_goes_on_with_the_nearest() {
         ticks(&mut rollout, &other, Verdict::Healthy),
         [None, Some(Why::StepPassed)]
     );
-    assert_eq!(rollout.steps_changed(), None, "it is over");
+    assert_eq!(rollout.steps_changed(&[]), None, "it is over");
 }
 
+/// The canary kept the weight of its step, unwatched, and without an instrumentation port for ever.
 #[test]
-fn without_steps_any_more_a_rollout_can_be_ended_but_not_go_on() {
+fn without_steps_any_more_nobody_judges_and_a_rollout_is_rolled_back() {
     let settings = settings(OnInconclusive::Extend, 2, false);
-    let mut rollout = begun(&settings);
-    rollout.steps_changed().unwrap();
-    let resumed = rollout.command(None, Command::Resume);
-    assert_eq!(resumed, Err(Refused::NoSteps));
-    let none = Settings {
-        steps: Vec::new(),
-        ..settings
-    };
-    let resumed = rollout.command(Some(&none), Command::Resume);
-    assert_eq!(resumed, Err(Refused::NoSteps));
-    rollout.command(None, Command::Abort).unwrap();
-    assert_eq!(stands(&rollout), (Phase::RolledBack, 0, Weight::NONE));
+    for paused in [false, true] {
+        let mut rollout = begun(&settings);
+        if paused {
+            rollout.command(Some(&settings), Command::Pause).unwrap();
+        }
+        let moved = rollout.steps_changed(&[]).unwrap();
+        assert_eq!(moved.why, Why::StepsRemoved);
+        assert_eq!(stands(&rollout), (Phase::RolledBack, 0, Weight::NONE));
+        assert_eq!(rollout.epoch, 1);
+        assert_eq!(rollout.command(None, Command::Start), Err(Refused::NoSteps));
+    }
 }
 
 #[test]
