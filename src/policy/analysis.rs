@@ -128,7 +128,7 @@ pub struct Counts {
     pub failures: Pair,
     /// Failures that are evidence: with sticky assignment no more than one of each key.
     pub failed: Pair,
-    /// Answers that took longer than each threshold, and are evidence.
+    /// Answers, and waits of clients that left, that took longer than each threshold, and are evidence.
     pub slow: [Pair; THRESHOLDS],
 }
 
@@ -155,7 +155,7 @@ impl Counts {
     }
 
     fn is_empty(&self) -> bool {
-        self.requests == [0; 2] && self.failures == [0; 2]
+        *self == Counts::default()
     }
 }
 

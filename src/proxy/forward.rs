@@ -245,7 +245,7 @@ impl Exchange<'_> {
             log(target, self.head, upload.length());
         }
         let informed = self.head.version == Version::HTTP_11;
-        record.sending();
+        record.sending(self.connection.is_body_over());
         let sent = send_once(self.connection, pool, upstream, &message, upload, informed).await;
         record.has_all_since(self.connection.watch.uploaded());
         match sent {

@@ -30,6 +30,8 @@ pub struct Record {
     permit: Option<Permit>,
     /// When that upstream got it.
     sent: Instant,
+    /// Since then it has all of it.
+    is_whole: bool,
     /// What the judge is to be told. Boxed: most requests have none, and it would be handed around with all.
     judged: Option<Box<Judged>>,
 }
@@ -57,6 +59,7 @@ impl Record {
             started,
             permit,
             sent: clock::recent(),
+            is_whole: false,
             judged: None,
         }
     }
@@ -82,9 +85,11 @@ impl Record {
         self.reason
     }
 
-    /// An upstream is being sent the request; how long it takes is counted from now.
-    pub fn sending(&mut self) {
+    /// An upstream is being sent the request; how long it takes is counted from now. `is_whole` says that nothing of
+    /// it is still to come from the client.
+    pub fn sending(&mut self, is_whole: bool) {
         self.sent = clock::recent();
+        self.is_whole = is_whole;
     }
 
     /// The upstream could not have all of the request before `uploaded`: what its client took for it is not
@@ -188,6 +193,14 @@ impl Judged {
         true
     }
 
+    /// Nobody waits for it any more.
+    fn left(&self, waited: Duration) {
+        if !self.is_answered {
+            let level = self.snapshot.thresholds.level(self.trial.target, waited);
+            self.worker.trials.left(self.trial, level);
+        }
+    }
+
     fn failed(&self) {
         match self.is_answered {
             false => self.worker.trials.failed(self.trial),
@@ -209,7 +222,11 @@ impl Drop for Judged {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let latency = clock::now().saturating_duration_since(self.started);
+        let now = clock::now();
+        if let (Some(judged), true) = (&self.judged, self.is_whole) {
+            judged.left(now.saturating_duration_since(self.sent));
+        }
+        let latency = now.saturating_duration_since(self.started);
         self.worker.tally.request(self.reason, latency);
     }
 }

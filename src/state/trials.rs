@@ -63,7 +63,9 @@ struct Slot {
 struct Arm {
     /// Answers, by how many thresholds they exceeded.
     answered: [AtomicU32; LEVELS],
-    /// Of these, how often so many thresholds were no news of their key.
+    /// Clients that left without an answer, by how many thresholds they had waited for.
+    left: [AtomicU32; LEVELS],
+    /// Of both, how often so many thresholds were no news of their key.
     known: [AtomicU32; LEVELS],
     /// Requests that got no good answer.
     failed: AtomicU32,
@@ -146,6 +148,7 @@ impl Slot {
             tick: AtomicU64::new(u64::MAX),
             arms: Target::ALL.map(|_| Arm {
                 answered: zeroes(),
+                left: zeroes(),
                 known: zeroes(),
                 failed: AtomicU32::new(0),
                 cut: AtomicU32::new(0),
@@ -168,7 +171,7 @@ impl Arm {
         // were known, but the two stand at different levels.
         let (mut exceeded, mut known) = (0, 0);
         for (level, counts) in counts.slow.iter_mut().enumerate().rev() {
-            exceeded += read(&self.answered[level + 1]);
+            exceeded += read(&self.answered[level + 1]) + read(&self.left[level + 1]);
             known += read(&self.known[level + 1]);
             counts[of] += exceeded - known;
         }
@@ -188,12 +191,23 @@ impl TrialsWriter {
 
     /// It got a good answer, which exceeded `level` thresholds of its target.
     pub fn answered(&self, trial: Trial, level: usize) {
+        self.took(trial, level, |arm| &arm.answered);
+    }
+
+    /// Its client left when no answer had come within `level` thresholds of its target. That is neither an answer nor
+    /// a failure, but an answer would have taken longer: were it nothing, what hangs for longer than its clients
+    /// are patient would never look slow. How long they are patient hangs on no target.
+    pub fn left(&self, trial: Trial, level: usize) {
+        self.took(trial, level, |arm| &arm.left);
+    }
+
+    fn took(&self, trial: Trial, level: usize, count: impl Fn(&Arm) -> &[AtomicU32; LEVELS]) {
         let Some(arm) = self.arm(trial) else { return };
         let level = match trial.is_new {
             true => 0,
             false => level,
         };
-        add(&arm.answered[level]);
+        add(&count(arm)[level]);
         if let Some(key) = trial.key {
             match self.seen.answered(trial.target, key, level) {
                 0 => {}
@@ -265,7 +279,7 @@ impl TrialsWriter {
         if slot.tick.load(Ordering::Relaxed) != tick {
             // It was read long ago.
             for arm in &slot.arms {
-                let cells = arm.answered.iter().chain(&arm.known);
+                let cells = arm.answered.iter().chain(&arm.left).chain(&arm.known);
                 for cell in cells.chain([&arm.failed, &arm.cut, &arm.failed_again]) {
                     cell.store(0, Ordering::Relaxed);
                 }

@@ -325,6 +325,34 @@ async fn the_judge_rolls_back_what_is_paused() {
     until_phase(&router, "rolled-back").await;
 }
 
+/// Clients that had less patience than the router took every trace of a canary that hangs with them.
+#[tokio::test]
+async fn a_canary_that_lets_clients_wait_until_they_leave_is_rolled_back() {
+    let main = Upstream::named("main", 200).await;
+    let canary = Upstream::start(|_| vec![Step::Hang]).await;
+    let router = Router::start(config(
+        &main,
+        &canary,
+        json!({"steps": [{"weight": 20, "for": "1h"}]}),
+    ));
+    router.change("POST", "/rollout/start", "").await;
+    let address = router.address;
+    let clients = tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(Duration::from_millis(10));
+        loop {
+            ticks.tick().await;
+            tokio::spawn(tokio::time::timeout(
+                Duration::from_millis(500),
+                get(address, "/", ""),
+            ));
+        }
+    });
+    let status = until_phase(&router, "rolled-back").await;
+    clients.abort();
+    assert_eq!(status["decisions"][0]["why"], "unhealthy");
+    assert_eq!(status["evidence"]["failures"]["canary"], 0);
+}
+
 #[tokio::test]
 async fn a_dry_run_says_what_it_would_do_and_moves_nothing() {
     let (main, canary) = targets(100).await;

@@ -119,6 +119,7 @@ enum Event {
     Answered(usize, usize),
     Failed(usize, usize),
     Cut(usize, usize),
+    Left(usize, usize),
     End(usize, usize),
     Sweep(usize),
     /// The control plane reads what is closed, and publishes so many ticks or none.
@@ -133,6 +134,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (worker.clone(), which.clone()).prop_map(|(a, b)| Event::Answered(a, b)),
         1 => (worker.clone(), which.clone()).prop_map(|(a, b)| Event::Failed(a, b)),
         1 => (worker.clone(), which.clone()).prop_map(|(a, b)| Event::Cut(a, b)),
+        1 => (worker.clone(), which.clone()).prop_map(|(a, b)| Event::Left(a, b)),
         3 => (worker.clone(), which).prop_map(|(a, b)| Event::End(a, b)),
         3 => worker.prop_map(Event::Sweep),
         3 => prop_oneof![4 => 0..3u8, 1 => 0..80u8].prop_map(Event::Ticks),
@@ -185,6 +187,7 @@ proptest! {
                     naive.in_flight.push(trial);
                 }
                 Event::Answered(worker, which) | Event::Failed(worker, which) | Event::Cut(worker, which)
+                | Event::Left(worker, which)
                 | Event::End(worker, which) => {
                     let naive = &mut workers[worker];
                     if naive.in_flight.is_empty() {
@@ -211,6 +214,11 @@ proptest! {
                             writers[worker].cut(trial);
                             counts.failures[of] += one;
                             counts.failed[of] += one;
+                        }
+                        Event::Left(..) => {
+                            writers[worker].left(trial, 2);
+                            counts.slow[0][of] += one;
+                            counts.slow[1][of] += one;
                         }
                         _ => {
                             writers[worker].end(trial);
