@@ -26,7 +26,7 @@ use crate::{
     },
     state::{
         Admission, Durability, Lifecycle, Phase, Published, Seen, SharedProgress, Snapshot, Tally,
-        Trials, admission::Terms,
+        Trials, admission::Terms, trials,
     },
 };
 
@@ -164,6 +164,8 @@ impl App {
         let (run, watching) = watch::channel(Run::On);
         let (stop_control, control_stopped) = watch::channel(false);
         let (report, ended) = mpsc::unbounded_channel();
+        // Main and canary share their client settings.
+        let horizon = trials::horizon(config.main.client.timeout);
         let workers = self.proxy.len();
         let proxy_address = local_address(self.proxy.first())?;
         let instrumentation_address = match &self.instrumentation {
@@ -202,7 +204,7 @@ impl App {
         for (i, listener) in self.proxy.into_iter().enumerate() {
             let (writer, tally) = Tally::new();
             tallies.push(tally);
-            let (trials_writer, own) = Trials::new(Arc::clone(&seen));
+            let (trials_writer, own) = Trials::new(Arc::clone(&seen), horizon);
             trials.push(own);
             let setup = Setup {
                 listener,

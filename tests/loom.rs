@@ -289,7 +289,7 @@ fn a_reader_of_a_tally_sees_every_count_once_and_none_go_back() {
 #[test]
 fn a_closed_tick_is_read_whole_and_nothing_comes_behind() {
     model_of_many(|| {
-        let (writer, trials) = Trials::new(Arc::new(Seen::new()));
+        let (writer, trials) = Trials::new(Arc::new(Seen::new()), 2);
         let trial = |tick, target| Trial {
             tick,
             target,
@@ -301,10 +301,10 @@ fn a_closed_tick_is_read_whole_and_nothing_comes_behind() {
             writer.begin(first);
             writer.failed(first);
             writer.begin(second);
-            writer.end(first);
+            writer.end(first, false);
             writer.close(2);
             writer.failed(second);
-            writer.end(second);
+            writer.end(second, false);
             writer.close(3);
         });
         let read = |tick| {

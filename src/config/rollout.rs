@@ -26,8 +26,8 @@ const MARGINS: RangeInclusive<f64> = 0.0..=10.0;
 const MOST_SLACK: Duration = Duration::from_secs(60);
 const MOST_SAFE_RATIO: f64 = 100.0;
 const FAILURE_RATES: RangeInclusive<f64> = 0.0..=0.5;
-/// The judge waits no longer for how a request ends (`state::trials`), and what has not ended by then says nothing.
-pub const LONGEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// The judge waits this long for an answer (`state::trials`), and as long with its verdict.
+pub const LONGEST_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What is compared between main and canary.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -58,8 +58,8 @@ pub(super) fn rollout(raw: &Raw, problems: &mut Problems) -> Option<Rollout> {
         problems.add(
             "/proxy-client/to-main-and-canary/timeout",
             format!(
-                "{timeout:?} is too long beside /rollout/steps: the judge would not hear of a canary that never \
-                 answers; use {LONGEST_TIMEOUT:?} at most"
+                "{timeout:?} is too long beside /rollout/steps: the judge waits until it is known whether there is an \
+                 answer, and so would a rollback; use \"2m\" at most"
             ),
         );
     }

@@ -21,10 +21,7 @@ use crate::{
         analysis::{Counts, Evidence, Strength},
         rollout::{Command, Move, Refused, Rollout, Step, Verdict, Why},
     },
-    state::{
-        Progress, Published, Seen, SharedProgress, Snapshot, Split, Trials,
-        trials::{self, TICKS},
-    },
+    state::{Progress, Published, Seen, SharedProgress, Snapshot, Split, Trials, trials},
 };
 
 /// How long a tick is.
@@ -63,12 +60,14 @@ struct Ring {
     open: VecDeque<Option<(usize, Weight)>>,
     /// The first one that was not read yet.
     closed: u64,
+    /// How many may be open.
+    room: usize,
 }
 
 impl Ring {
     /// The next tick, for requests in this step and with this weight, if there is room for one.
     fn next(&mut self, step: usize, weight: Weight) -> Option<u64> {
-        if self.open.len() as u64 >= TICKS - 1 {
+        if self.open.len() >= self.room {
             return None;
         }
         let tick = self.end();
@@ -91,9 +90,16 @@ impl Ring {
 pub fn opening(config: &Config, found: Option<&Progress>, wall: SystemTime) -> Progress {
     let configured = config.traffic.weight;
     let steps = steps(config.rollout.as_ref());
+    let targets = ["main-target", "canary-target"].map(|key| {
+        config.effective[key]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    });
     let Some(found) = found else {
         return Progress {
             rollout: Rollout::idle(configured),
+            targets,
             steps,
             configured,
             evidence: Evidence::default(),
@@ -104,8 +110,19 @@ pub fn opening(config: &Config, found: Option<&Progress>, wall: SystemTime) -> P
     };
     let mut progress = found.clone();
     let mut moves = Vec::new();
+    if progress.targets != targets {
+        moves.extend(progress.rollout.targets_changed(configured));
+        progress.targets = targets;
+        progress.evidence = Evidence::default();
+        progress.seen = Vec::new();
+    }
     if progress.steps != steps {
-        moves.extend(progress.rollout.steps_changed(&steps));
+        if let Some(moved) = progress.rollout.steps_changed(&steps) {
+            moves.push(moved);
+            // What is enough for a step is not for another one of the same number.
+            progress.evidence = Evidence::default();
+            progress.seen = Vec::new();
+        }
         progress.steps = steps;
     }
     if progress.configured != configured {
@@ -146,6 +163,12 @@ impl Analyst {
             ring: Ring {
                 open: VecDeque::new(),
                 closed: trials::FIRST,
+                room: control
+                    .trials
+                    .iter()
+                    .map(|trials| trials.room())
+                    .min()
+                    .unwrap_or(0),
             },
             strength: None,
             verdicts: Default::default(),
@@ -192,6 +215,7 @@ impl Analyst {
         if self.read() {
             self.judge();
         }
+        self.seen.relieve();
         let snapshot = self.published.load();
         if let (Some(rollout), Some(strength)) = (&snapshot.config.rollout, self.strength)
             && self.progress.rollout.position.phase.is_under_way()
@@ -331,7 +355,9 @@ impl Analyst {
         let mut progress = self.progress.clone();
         progress.decisions.truncate(DECISIONS_KEPT);
         for decision in progress.decisions.iter_mut().skip(FIGURES_KEPT) {
-            decision["figures"] = serde_json::Value::Null;
+            if let Some(decision) = decision.as_object_mut() {
+                decision.insert("figures".into(), serde_json::Value::Null);
+            }
         }
         progress.seen = match progress.rollout.position.phase.is_under_way() {
             true => self.seen.save(),

@@ -84,6 +84,9 @@ pub fn text(moved: &Move) -> String {
             "the configuration has no rollout any more, and nobody judges the canary: rolled back"
                 .into()
         }
+        Why::TargetsChanged => {
+            "the configuration has other targets, of which nothing is known yet".into()
+        }
         Why::WeightConfigured => "the configuration has another traffic.weight".into(),
     };
     format!("{why}; {change}")
@@ -114,6 +117,7 @@ fn words(why: Why) -> (&'static str, &'static str) {
         Why::JudgeFailed => ("judge", "judge-failed"),
         Why::StepsChanged => ("configuration", "steps-changed"),
         Why::StepsRemoved => ("configuration", "steps-removed"),
+        Why::TargetsChanged => ("configuration", "targets-changed"),
         Why::WeightConfigured => ("configuration", "weight-configured"),
     }
 }

@@ -138,10 +138,12 @@ async fn look(analyst: Rc<RefCell<Analyst>>, minute: Rc<RefCell<Minute>>) {
     loop {
         looks.tick().await;
         let now = clock::uptime();
-        minute.borrow_mut().look(now);
         let mut analyst = analyst.borrow_mut();
         // It holds no more than counts; whatever it has left half done, the canary gets nothing after it.
-        let looked = catch_unwind(AssertUnwindSafe(|| analyst.look(now, clock::wall())));
+        let looked = catch_unwind(AssertUnwindSafe(|| {
+            minute.borrow_mut().look(now);
+            analyst.look(now, clock::wall());
+        }));
         if looked.is_err() {
             error!("the judge has panicked: this is a bug of canary-router, please report it");
             analyst.failed(now, clock::wall());

@@ -186,6 +186,8 @@ pub enum Why {
     StepsChanged,
     /// A process started without any, and so without a judge.
     StepsRemoved,
+    /// A process started with other targets.
+    TargetsChanged,
     /// A process started with another `traffic.weight` in its configuration.
     WeightConfigured,
 }
@@ -383,6 +385,21 @@ impl Rollout {
         }
         self.position.phase = Phase::Paused;
         Some(self.moved(&before, Why::StepsChanged))
+    }
+
+    /// A process begins with other targets than the last one had: what was known of those says nothing of these,
+    /// and a weight that was set for one canary is not for another. What was rolled back stays so.
+    pub fn targets_changed(&mut self, configured: Weight) -> Option<Move> {
+        let before = *self;
+        let Position { phase, weight, .. } = self.position;
+        if phase == Phase::RolledBack || phase == Phase::Idle && weight == configured {
+            return None;
+        }
+        *self = Rollout {
+            epoch: self.epoch + 1,
+            ..Rollout::idle(configured)
+        };
+        Some(self.moved(&before, Why::TargetsChanged))
     }
 
     /// A process begins with another weight in its configuration than the last one had. Where a rollout

@@ -194,11 +194,16 @@ pub fn keep_allowed_trailers(trailers: &mut Fields) {
 }
 
 /// The value of a cookie; of several with one name the first one counts (RFC 6265 section 5.4).
-pub fn cookie<'a>(headers: &'a Fields, name: &[u8]) -> Option<&'a [u8]> {
+pub fn cookie<'a>(headers: &'a Fields, name: &'a [u8]) -> Option<&'a [u8]> {
+    cookies(headers, name).next()
+}
+
+/// The values of all cookies of a name.
+pub fn cookies<'a>(headers: &'a Fields, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
     headers
         .named("cookie")
         .flat_map(|value| value.split(|&byte| byte == b';'))
-        .find_map(|pair| {
+        .filter_map(move |pair| {
             let pair = pair.trim_ascii();
             pair.strip_prefix(name)?.strip_prefix(b"=")
         })

@@ -216,7 +216,7 @@ impl Judged {
 
 impl Drop for Judged {
     fn drop(&mut self) {
-        self.worker.trials.end(self.trial);
+        self.worker.trials.end(self.trial, self.is_answered);
     }
 }
 

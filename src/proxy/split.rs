@@ -97,8 +97,9 @@ impl Lots {
     }
 
     fn by_our_cookie(&self, cookie: &StickyCookie, epoch: u64, head: &RequestHead, lot: &mut Lot) {
-        let given = headers::cookie(&head.headers, cookie.name.as_bytes());
-        let id = given.and_then(|value| self.read(value, epoch));
+        // Of several the one that is ours: a page can set one of the same name in front of it.
+        let id = headers::cookies(&head.headers, cookie.name.as_bytes())
+            .find_map(|value| self.read(value, epoch));
         let id = id.unwrap_or_else(|| {
             let id = fastrand::u64(..);
             lot.is_new = true;

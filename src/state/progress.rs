@@ -19,6 +19,8 @@ use crate::policy::{
 pub struct Progress {
     /// Phase, step and weight.
     pub rollout: Rollout,
+    /// Main and the canary, as the log shows their URLs.
+    pub targets: [String; 2],
     /// The steps that it was begun with.
     pub steps: Vec<Step>,
     /// `traffic.weight` of the process that wrote it.

@@ -9,7 +9,7 @@
 //! A table of one byte for each of so many hashes. Two keys that share a place hide each other's evidence,
 //! whichever targets they have: both share one table, so that this favours neither.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use crate::policy::{Target, analysis::LEVELS};
 
@@ -26,12 +26,19 @@ const CANARYS: u8 = 0b1000_0000;
 const _: () = assert!(LEVELS - 1 <= LEVEL as usize);
 
 /// What the keys of one rollout have shown so far. Shared by all workers.
-pub struct Seen(Box<[AtomicU8]>);
+pub struct Seen {
+    places: Box<[AtomicU8]>,
+    /// In how many of them main has shown a failure since the last time that such places were made free.
+    failed: AtomicU32,
+}
 
 impl Seen {
     /// Nothing yet.
     pub fn new() -> Seen {
-        Seen((0..PLACES).map(|_| AtomicU8::new(0)).collect())
+        Seen {
+            places: (0..PLACES).map(|_| AtomicU8::new(0)).collect(),
+            failed: AtomicU32::new(0),
+        }
     }
 
     /// Notes that an answer to `key` has exceeded `level` thresholds; how many of them are no news.
@@ -48,12 +55,25 @@ impl Seen {
         let before = self.raise(target, key, |place| {
             (place & FAILED == 0).then_some(place | FAILED)
         });
-        before & FAILED != 0
+        let known = before & FAILED != 0;
+        if !known && target == Target::Main {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        known
+    }
+
+    /// Makes room if failures of main have taken half of it: they would hide the canary's. Main's clients that fail
+    /// are counted once more then, which favours the canary.
+    pub fn relieve(&self) {
+        if self.failed.load(Ordering::Relaxed) as usize > PLACES / 2 {
+            self.next_step();
+        }
     }
 
     /// A step has begun.
     pub fn next_step(&self) {
-        for place in &self.0 {
+        self.failed.store(0, Ordering::Relaxed);
+        for place in &self.places {
             // Relaxed, here and below: nothing else hangs on it, and a request that ends at this moment may
             // count in either step.
             let _kept = place.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |place| {
@@ -64,21 +84,22 @@ impl Seen {
 
     /// A rollout has begun.
     pub fn clear(&self) {
-        self.0
+        self.failed.store(0, Ordering::Relaxed);
+        self.places
             .iter()
             .for_each(|place| place.store(0, Ordering::Relaxed));
     }
 
     /// All of it, to be kept.
     pub fn save(&self) -> Vec<u8> {
-        let places = self.0.iter();
+        let places = self.places.iter();
         places.map(|place| place.load(Ordering::Relaxed)).collect()
     }
 
     /// As it was kept. One of another length says nothing.
     pub fn restore(&self, saved: &[u8]) {
         if saved.len() == PLACES {
-            for (place, saved) in self.0.iter().zip(saved) {
+            for (place, saved) in self.places.iter().zip(saved) {
                 place.store(*saved, Ordering::Relaxed);
             }
         }
@@ -87,7 +108,7 @@ impl Seen {
     /// What was there before.
     fn raise(&self, target: Target, key: u64, next: impl Fn(u8) -> Option<u8>) -> u8 {
         // Other bits than those that decide who is in the canary: its clients would be neighbours.
-        let place = &self.0[key.wrapping_mul(0x9E37_79B9_7F4A_7C15) as usize >> 48];
+        let place = &self.places[key.wrapping_mul(0x9E37_79B9_7F4A_7C15) as usize >> 48];
         let whose = match target {
             Target::Main => 0,
             Target::Canary => CANARYS,
@@ -141,6 +162,22 @@ mod tests {
         assert!(seen.failed(Target::Canary, 2));
         seen.clear();
         assert!(!seen.failed(Target::Canary, 2));
+    }
+
+    /// After a million clients that had failed in main, no failure of the canary was news any more.
+    #[test]
+    fn failures_of_main_do_not_hide_those_of_the_canary_for_ever() {
+        let seen = Seen::new();
+        let key = |number: u64| number.wrapping_mul(0x2545_F491_4F6C_DD1D);
+        for client in 0..1_000_000 {
+            seen.failed(Target::Main, key(client));
+            if client % 1_000 == 0 {
+                seen.relieve();
+            }
+        }
+        let canary = 2_000_000..2_001_000;
+        let news = canary.filter(|client| !seen.failed(Target::Canary, key(*client)));
+        assert!(news.count() > 400);
     }
 
     #[test]

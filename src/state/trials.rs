@@ -2,9 +2,10 @@
 //!
 //! Each worker has the writing end of its own [`Trials`]: a ring of ticks, and a *watermark*, below which it
 //! writes nothing any more. A tick below the watermarks of all workers is closed, and read once. Its requests
-//! have all ended by then, or are older than [`HORIZON`], so that what ends fast counts no sooner than what
-//! ends slowly. A request that is still going on at its horizon is an answer that took as long as its head,
-//! for both targets alike. One that has no head by then says nothing, so timeouts are shorter.
+//! have all been answered or have failed by then, so that what ends fast counts no sooner than what ends slowly.
+//! Two things are not waited for, of both targets alike: the rest of an answer that goes on for some ticks
+//! ([`BODY_HORIZON`]), as downloads and streams do; if it breaks off later, that says nothing. And an answer that does
+//! not come within the *horizon*, which is longer than the timeout: then its client is still sending.
 //!
 //! The control plane numbers the ticks and sees to it that the ring never overtakes itself: it publishes no
 //! tick before it has read the one whose slot that will have. So nothing is ever lost or counted twice.
@@ -13,31 +14,28 @@ use std::{
     cell::Cell,
     marker::PhantomData,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use super::{
     seen::Seen,
     sync::{AtomicU32, AtomicU64},
 };
-#[cfg(not(canary_loom))]
-use crate::config::LONGEST_TIMEOUT;
 use crate::policy::{
     Target,
     analysis::{Counts, LEVELS},
 };
 
-/// How many ticks there is room for.
-#[cfg(not(canary_loom))]
-pub const TICKS: u64 = 64;
-#[cfg(canary_loom)]
-pub const TICKS: u64 = 4;
 /// The number of the first tick: those before it are closed from the start.
 pub const FIRST: u64 = 1;
-/// After so many ticks a request's end says nothing any more.
-pub const HORIZON: u64 = TICKS / 2;
-// With a tick of a second, and the one in which the request began: what has no answer in time is a failure.
-#[cfg(not(canary_loom))]
-const _: () = assert!(LONGEST_TIMEOUT.as_secs() + 1 < HORIZON);
+/// After so many ticks the rest of an answer is not waited for.
+pub const BODY_HORIZON: u64 = 3;
+
+/// How many ticks, of a second, an answer is waited for that may take this long: it may begin at the end of its tick,
+/// and its timeout comes a little late.
+pub fn horizon(timeout: Duration) -> u64 {
+    timeout.as_secs() + 3
+}
 
 /// What one worker has seen.
 #[derive(Debug)]
@@ -45,6 +43,7 @@ const _: () = assert!(LONGEST_TIMEOUT.as_secs() + 1 < HORIZON);
 #[repr(align(128))]
 pub struct Trials {
     slots: Box<[Slot]>,
+    horizon: u64,
     /// Nothing is written any more to ticks below.
     watermark: AtomicU64,
 }
@@ -80,8 +79,9 @@ struct Arm {
 pub struct TrialsWriter {
     trials: Arc<Trials>,
     seen: Arc<Seen>,
-    /// How many requests of each tick have not ended.
-    in_flight: Box<[Cell<u32>]>,
+    /// How many requests of each tick have no answer, and how many have one that goes on.
+    unanswered: Box<[Cell<u32>]>,
+    answered: Box<[Cell<u32>]>,
     /// The watermark, as this thread knows it.
     floor: Cell<u64>,
     /// The latest tick that it knows of.
@@ -104,23 +104,33 @@ pub struct Trial {
 }
 
 impl Trials {
-    /// Without any, and its only writer. All writers share what was `seen`.
-    pub fn new(seen: Arc<Seen>) -> (TrialsWriter, Arc<Trials>) {
+    /// Without any, and its only writer. All writers share what was `seen`. Answers are waited for so many ticks; there
+    /// is room for twice as many.
+    pub fn new(seen: Arc<Seen>, horizon: u64) -> (TrialsWriter, Arc<Trials>) {
+        let room = 2 * horizon.max(BODY_HORIZON);
+        let counts = || (0..room).map(|_| Cell::new(0)).collect();
         let trials = Arc::new(Trials {
-            slots: (0..TICKS).map(|_| Slot::new()).collect(),
+            slots: (0..room).map(|_| Slot::new()).collect(),
+            horizon,
             watermark: AtomicU64::new(FIRST),
         });
         (
             TrialsWriter {
                 trials: Arc::clone(&trials),
                 seen,
-                in_flight: (0..TICKS).map(|_| Cell::new(0)).collect(),
+                unanswered: counts(),
+                answered: counts(),
                 floor: Cell::new(FIRST),
                 newest: Cell::new(FIRST - 1),
                 one_thread: PhantomData,
             },
             trials,
         )
+    }
+
+    /// How many ticks may be open at a time.
+    pub fn room(&self) -> usize {
+        self.slots.len() - 1
     }
 
     /// Ticks below this one are closed.
@@ -131,13 +141,17 @@ impl Trials {
 
     /// Adds what happened in a closed tick.
     pub fn add_to(&self, tick: u64, counts: &mut Counts) {
-        let slot = &self.slots[index(tick)];
+        let slot = &self.slots[self.index(tick)];
         // Relaxed, here and below: the watermark orders it.
         if slot.tick.load(Ordering::Relaxed) == tick {
             for target in Target::ALL {
                 slot.arms[target.index()].add_to(target, counts);
             }
         }
+    }
+
+    fn index(&self, tick: u64) -> usize {
+        (tick % self.slots.len() as u64) as usize
     }
 }
 
@@ -185,12 +199,16 @@ impl TrialsWriter {
         if trial.tick > self.newest.get() {
             self.close(trial.tick);
         }
-        let in_flight = &self.in_flight[index(trial.tick)];
-        in_flight.set(in_flight.get() + 1);
+        add_here(&self.unanswered[self.trials.index(trial.tick)]);
     }
 
     /// It got a good answer, which exceeded `level` thresholds of its target.
     pub fn answered(&self, trial: Trial, level: usize) {
+        if trial.tick >= self.floor.get() {
+            let index = self.trials.index(trial.tick);
+            take_here(&self.unanswered[index]);
+            add_here(&self.answered[index]);
+        }
         self.took(trial, level, |arm| &arm.answered);
     }
 
@@ -226,11 +244,14 @@ impl TrialsWriter {
         self.failure(trial, |arm| &arm.cut);
     }
 
-    /// Nothing more is to come of it.
-    pub fn end(&self, trial: Trial) {
+    /// Nothing more is to come of it, `is_answered` if it has been.
+    pub fn end(&self, trial: Trial, is_answered: bool) {
         if trial.tick >= self.floor.get() {
-            let in_flight = &self.in_flight[index(trial.tick)];
-            in_flight.set(in_flight.get() - 1);
+            let index = self.trials.index(trial.tick);
+            take_here(match is_answered {
+                true => &self.answered[index],
+                false => &self.unanswered[index],
+            });
         }
     }
 
@@ -238,19 +259,21 @@ impl TrialsWriter {
     /// several times a second.
     pub fn close(&self, now: u64) {
         self.newest.set(now.max(self.newest.get()));
-        let oldest = now.saturating_sub(HORIZON);
-        let mut floor = self.floor.get();
+        let oldest = now.saturating_sub(self.trials.horizon);
+        let oldest_body = now.saturating_sub(BODY_HORIZON);
+        // Before a first request there may be many ticks: no more of them than have a place.
+        let room = self.trials.slots.len() as u64;
+        let mut floor = self.floor.get().max(oldest.saturating_sub(room));
         while floor < now {
-            let in_flight = &self.in_flight[index(floor)];
-            // What is older is not waited for; before a first request there may be many ticks.
-            if floor < oldest {
-                in_flight.set(0);
-                if floor + TICKS < oldest {
-                    floor = oldest - TICKS;
-                }
-            } else if in_flight.get() > 0 {
+            let index = self.trials.index(floor);
+            let (unanswered, answered) = (&self.unanswered[index], &self.answered[index]);
+            let is_waited_for = floor >= oldest && unanswered.get() > 0
+                || floor >= oldest_body && answered.get() > 0;
+            if is_waited_for {
                 break;
             }
+            unanswered.set(0);
+            answered.set(0);
             floor += 1;
         }
         self.floor.set(floor);
@@ -275,7 +298,7 @@ impl TrialsWriter {
         if tick < self.floor.get() {
             return None;
         }
-        let slot = &self.trials.slots[index(tick)];
+        let slot = &self.trials.slots[self.trials.index(tick)];
         if slot.tick.load(Ordering::Relaxed) != tick {
             // It was read long ago.
             for arm in &slot.arms {
@@ -290,8 +313,12 @@ impl TrialsWriter {
     }
 }
 
-fn index(tick: u64) -> usize {
-    (tick % TICKS) as usize
+fn add_here(cell: &Cell<u32>) {
+    cell.set(cell.get() + 1);
+}
+
+fn take_here(cell: &Cell<u32>) {
+    cell.set(cell.get() - 1);
 }
 
 fn zeroes<const N: usize>() -> [AtomicU32; N] {

@@ -31,7 +31,7 @@ impl Rig {
         let admission = Admission::new(Terms::of(&config), Duration::ZERO);
         let published = Published::new(Snapshot::new(config).with_split(first_split(&opening)));
         let seen = Arc::<Seen>::default();
-        let (writer, trials) = Trials::new(Arc::clone(&seen));
+        let (writer, trials) = Trials::new(Arc::clone(&seen), 8);
         let control = Control {
             published: Arc::clone(&published),
             admission,
@@ -79,7 +79,7 @@ impl Rig {
             };
             self.writer.begin(trial);
             self.writer.failed(trial);
-            self.writer.end(trial);
+            self.writer.end(trial, false);
         }
     }
 
@@ -133,4 +133,72 @@ fn a_process_that_cannot_judge_gives_the_canary_nothing_of_a_rollout_that_it_fin
     let opened = opening(&config(json!({})), Some(&found), SystemTime::UNIX_EPOCH);
     assert_eq!(first_split(&opened).weight, Weight::NONE);
     assert_eq!(opened.decisions[0]["why"], "steps-removed");
+}
+
+/// After a success at 100 % the next version got everything at once, whatever the configuration said.
+#[test]
+fn another_canary_begins_with_the_weight_that_is_configured() {
+    let with = |canary: &str, weight: u32| {
+        let file = json!({
+            "main-target": "http://m", "canary-target": canary,
+            "traffic": {"weight": weight},
+            "rollout": {"steps": [{"weight": 20, "for": "10h"}]},
+            "router-server": {"host": "127.0.0.1", "port": 1},
+            "instrumentation": {"host": "127.0.0.1", "port": 2}
+        });
+        Config::parse("test.json", &file.to_string()).unwrap()
+    };
+    let wall = SystemTime::UNIX_EPOCH;
+    let after = |commands: &[Command], config: &Config| {
+        let mut rig = Rig::new(with("http://c", 3));
+        commands.iter().for_each(|command| rig.command(*command));
+        let opened = opening(config, Some(&rig.analyst.progress), wall);
+        (
+            opened.rollout.position.phase,
+            opened.rollout.position.weight.hundredths(),
+        )
+    };
+    let weight = Command::SetWeight(Weight::new(4_000).unwrap());
+    let (start, promote, abort) = (Command::Start, Command::Promote, Command::Abort);
+    for (commands, same, other) in [
+        (&[][..], (Phase::Idle, 300), (Phase::Idle, 300)),
+        (&[weight], (Phase::Idle, 4_000), (Phase::Idle, 300)),
+        (&[start], (Phase::Progressing, 2_000), (Phase::Idle, 300)),
+        (
+            &[start, promote],
+            (Phase::Succeeded, 10_000),
+            (Phase::Idle, 300),
+        ),
+        (
+            &[start, abort],
+            (Phase::RolledBack, 0),
+            (Phase::RolledBack, 0),
+        ),
+    ] {
+        assert_eq!(after(commands, &with("http://c", 3)), same, "{commands:?}");
+        assert_eq!(after(commands, &with("http://d", 3)), other, "{commands:?}");
+    }
+    let opened = {
+        let mut rig = Rig::new(with("http://c", 3));
+        rig.command(Command::Promote);
+        opening(&with("http://d", 3), Some(&rig.analyst.progress), wall)
+    };
+    assert_eq!(opened.decisions[0]["why"], "targets-changed");
+    assert_eq!(opened.rollout.epoch, 1);
+}
+
+#[test]
+fn evidence_of_other_steps_is_not_evidence_of_these() {
+    let mut rig = Rig::new(config(json!({"steps": [{"weight": 20, "for": "10h"}]})));
+    rig.command(Command::Start);
+    rig.sweep();
+    rig.fail();
+    rig.look();
+    rig.sweep();
+    rig.look();
+    assert!(!rig.analyst.evidence().accounts().is_empty());
+    let other = config(json!({"steps": [{"weight": 30, "for": "10h"}]}));
+    let opened = opening(&other, Some(&rig.analyst.progress), SystemTime::UNIX_EPOCH);
+    assert_eq!(opened.rollout.position.phase, Phase::Paused);
+    assert!(opened.evidence.accounts().is_empty());
 }

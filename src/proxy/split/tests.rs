@@ -173,6 +173,13 @@ fn a_cookie_of_ours_is_believed_and_no_other() {
     assert_eq!((again.key, again.target), (first.key, first.target));
     assert_eq!((again.is_new, again.cookie), (false, None));
 
+    let behind = draw(
+        &lots,
+        split(5_000),
+        &format!("canary-router=junk; {cookie}"),
+    );
+    assert_eq!((behind.key, behind.is_new), (first.key, false));
+
     // Another epoch, another installation, or any other byte: a new client.
     let epoch = Split {
         epoch: 4,

@@ -2,6 +2,13 @@ use proptest::prelude::*;
 
 use super::*;
 
+const HORIZON: u64 = 32;
+const TICKS: u64 = 64;
+
+fn new() -> (TrialsWriter, Arc<Trials>) {
+    Trials::new(Arc::default(), HORIZON)
+}
+
 fn trial(tick: u64, target: Target) -> Trial {
     Trial {
         tick,
@@ -19,19 +26,21 @@ fn counts(trials: &Trials, tick: u64) -> Counts {
 
 #[test]
 fn a_tick_is_closed_when_all_of_its_requests_have_ended() {
-    let (writer, trials) = Trials::new(Arc::default());
+    let (writer, trials) = new();
     let (first, second) = (trial(5, Target::Main), trial(5, Target::Canary));
     writer.begin(first);
     writer.begin(second);
     writer.close(7);
     assert_eq!(trials.watermark(), 5);
     writer.failed(first);
-    writer.end(first);
+    writer.end(first, false);
     writer.close(7);
     assert_eq!(trials.watermark(), 5);
     writer.answered(second, 3);
+    writer.close(7);
+    assert_eq!(trials.watermark(), 5);
     writer.cut(second);
-    writer.end(second);
+    writer.end(second, true);
     writer.close(7);
     assert_eq!(trials.watermark(), 7);
     let counts = counts(&trials, 5);
@@ -43,7 +52,7 @@ fn a_tick_is_closed_when_all_of_its_requests_have_ended() {
 
 #[test]
 fn what_is_older_than_the_horizon_is_not_waited_for_and_says_nothing_any_more() {
-    let (writer, trials) = Trials::new(Arc::default());
+    let (writer, trials) = new();
     let old = trial(5, Target::Canary);
     writer.begin(old);
     writer.close(5 + HORIZON);
@@ -51,25 +60,57 @@ fn what_is_older_than_the_horizon_is_not_waited_for_and_says_nothing_any_more() 
     writer.close(6 + HORIZON);
     assert_eq!(trials.watermark(), 6 + HORIZON);
     writer.failed(old);
-    writer.end(old);
+    writer.end(old, false);
     assert_eq!(counts(&trials, 5), Counts::default());
     // Its place is another tick's now, and that has its own requests.
     let other = trial(5 + TICKS, Target::Main);
     writer.begin(other);
-    writer.end(old);
+    writer.end(old, false);
     writer.close(other.tick + 1);
     assert_eq!(trials.watermark(), other.tick);
 }
 
+/// With one download begun each second, each verdict took as long as the horizon.
+#[test]
+fn the_rest_of_an_answer_is_waited_for_for_some_ticks_only() {
+    let (writer, trials) = new();
+    let download = trial(5, Target::Main);
+    writer.begin(download);
+    writer.answered(download, 0);
+    writer.close(5 + BODY_HORIZON);
+    assert_eq!(trials.watermark(), 5);
+    writer.close(6 + BODY_HORIZON);
+    assert_eq!(trials.watermark(), 6 + BODY_HORIZON);
+    writer.cut(download);
+    writer.end(download, true);
+    assert_eq!(counts(&trials, 5).failures, [0, 0]);
+    assert_eq!(counts(&trials, 5).requests, [1, 0]);
+}
+
+#[test]
+fn whoever_times_out_does_so_before_the_horizon() {
+    for timeout in [
+        Duration::from_millis(5),
+        Duration::from_millis(4_999),
+        Duration::from_secs(120),
+    ] {
+        let latest = Duration::from_secs(1) + timeout + Duration::from_millis(200);
+        assert!(
+            latest < Duration::from_secs(horizon(timeout)),
+            "{timeout:?}"
+        );
+    }
+}
+
 #[test]
 fn what_comes_after_a_time_without_requests_counts_from_the_first_tick_on() {
-    let (writer, trials) = Trials::new(Arc::default());
+    let (writer, trials) = new();
     for tick in FIRST..FIRST + 3 {
         writer.close(tick);
         let trial = trial(tick, Target::Main);
         writer.begin(trial);
         writer.failed(trial);
-        writer.end(trial);
+        writer.end(trial, false);
         assert_eq!(counts(&trials, tick).failures, [1, 0], "{tick}");
     }
     writer.close(FIRST + 3);
@@ -78,14 +119,14 @@ fn what_comes_after_a_time_without_requests_counts_from_the_first_tick_on() {
 
 #[test]
 fn a_slot_that_is_used_again_begins_with_nothing() {
-    let (writer, trials) = Trials::new(Arc::default());
+    let (writer, trials) = new();
     for round in 0..3 {
         let tick = 3 + round * TICKS;
         writer.close(tick);
         let trial = trial(tick, Target::Main);
         writer.begin(trial);
         writer.failed(trial);
-        writer.end(trial);
+        writer.end(trial, false);
         assert_eq!(counts(&trials, tick).failures, [1, 0]);
         assert_eq!(counts(&trials, tick + TICKS), Counts::default());
     }
@@ -95,12 +136,13 @@ fn a_slot_that_is_used_again_begins_with_nothing() {
 
 #[test]
 fn a_key_is_evidence_once() {
-    let (writer, trials) = Trials::new(Arc::default());
+    let (writer, trials) = new();
     let trial = Trial {
         key: Some(9),
         ..trial(FIRST, Target::Canary)
     };
     for level in [4, 2, 4, 2, 6] {
+        writer.begin(trial);
         writer.answered(trial, level);
     }
     writer.failed(trial);
@@ -143,15 +185,21 @@ fn event() -> impl Strategy<Value = Event> {
 
 /// A worker as one would write it down: all requests in a list, each with whether it still counts.
 struct Naive {
-    in_flight: Vec<Trial>,
+    /// With whether it is answered.
+    in_flight: Vec<(Trial, bool)>,
     newest: u64,
     floor: u64,
 }
 
 impl Naive {
     fn close(&mut self, now: u64) {
-        self.floor = self.floor.max(now.saturating_sub(HORIZON));
-        while self.floor < now && self.in_flight.iter().all(|trial| trial.tick != self.floor) {
+        let waited_for = |floor: u64| {
+            self.in_flight.iter().any(|(trial, is_answered)| {
+                let patience = if *is_answered { BODY_HORIZON } else { HORIZON };
+                trial.tick == floor && floor + patience >= now
+            })
+        };
+        while self.floor < now && !waited_for(self.floor) {
             self.floor += 1;
         }
     }
@@ -164,7 +212,7 @@ proptest! {
     fn nothing_is_lost_or_counted_twice_whatever_happens_in_whatever_order(
         events in prop::collection::vec(event(), 1..400)
     ) {
-        let (writers, trials): (Vec<_>, Vec<_>) = (0..2).map(|_| Trials::new(Arc::default())).unzip();
+        let (writers, trials): (Vec<_>, Vec<_>) = (0..2).map(|_| new()).unzip();
         let mut workers = [0, 1].map(|_| Naive {
             in_flight: Vec::new(),
             newest: FIRST - 1,
@@ -184,7 +232,7 @@ proptest! {
                         naive.newest = tick;
                         naive.close(tick);
                     }
-                    naive.in_flight.push(trial);
+                    naive.in_flight.push((trial, false));
                 }
                 Event::Answered(worker, which) | Event::Failed(worker, which) | Event::Cut(worker, which)
                 | Event::Left(worker, which)
@@ -194,12 +242,16 @@ proptest! {
                         continue;
                     }
                     let which = which % naive.in_flight.len();
-                    let trial = naive.in_flight[which];
+                    let (trial, is_answered) = naive.in_flight[which];
                     let counts = expected.entry(trial.tick).or_default();
                     let of = trial.target.index();
                     let one = u64::from(trial.tick >= naive.floor);
                     match event {
                         Event::Answered(..) => {
+                            if is_answered {
+                                continue;
+                            }
+                            naive.in_flight[which].1 = true;
                             writers[worker].answered(trial, 1);
                             counts.requests[of] += one;
                             counts.slow[0][of] += one;
@@ -221,7 +273,7 @@ proptest! {
                             counts.slow[1][of] += one;
                         }
                         _ => {
-                            writers[worker].end(trial);
+                            writers[worker].end(trial, is_answered);
                             naive.in_flight.swap_remove(which);
                         }
                     }
@@ -255,7 +307,7 @@ proptest! {
         }
         // Whatever is open can be closed, and makes room.
         for (writer, naive) in writers.iter().zip(&workers) {
-            naive.in_flight.iter().for_each(|trial| writer.end(*trial));
+            naive.in_flight.iter().for_each(|(trial, is_answered)| writer.end(*trial, *is_answered));
             writer.close(closed + open);
         }
         for trials in &trials {
