@@ -416,6 +416,45 @@ async fn what_forces_is_no_experiment() {
     assert_eq!(phase(&status), "progressing");
 }
 
+/// Both targets fail 2 % of their requests: of a hundred rollouts one at most may be rolled back.
+#[tokio::test]
+async fn a_hundred_rollouts_of_a_canary_that_is_as_good_as_main_go_through() {
+    const ROUTERS: usize = 5;
+    const ROLLOUTS: usize = 20;
+    let flaky = |name: &'static str| {
+        Upstream::start(move |_| answer(if fastrand::u32(..100) < 2 { 500 } else { 200 }, "", name))
+    };
+    let (main, canary) = (flaky("main").await, flaky("canary").await);
+    let rollout = json!({"steps": [{"weight": 20, "for": "1s"}], "on-inconclusive": "advance"});
+    let file = config(&main, &canary, rollout);
+    let runs = together((0..ROUTERS).map(move |_| {
+        let file = file.clone();
+        async move {
+            let router = Router::start(file);
+            let _traffic = Traffic::start(router.address, Duration::from_millis(10));
+            let mut ended = Vec::new();
+            for _ in 0..ROLLOUTS {
+                let mut status = router.change("POST", "/rollout/start", "").await;
+                while phase(&status) == "progressing" {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    status = router.status().await;
+                }
+                ended.push(phase(&status).to_owned());
+            }
+            ended
+        }
+    }))
+    .await
+    .concat();
+    let count = |wanted: &str| runs.iter().filter(|ended| *ended == wanted).count();
+    assert_eq!(
+        count("succeeded") + count("rolled-back"),
+        ROUTERS * ROLLOUTS
+    );
+    assert!(count("rolled-back") <= 1, "{runs:?}");
+    assert!(canary.count() > 500, "{}", canary.count());
+}
+
 /// With the real program, so that it can be killed.
 #[tokio::test]
 async fn a_rollout_goes_on_where_it_was_after_a_kill() {
