@@ -416,6 +416,45 @@ async fn what_forces_is_no_experiment() {
     assert_eq!(phase(&status), "progressing");
 }
 
+/// With one stream begun each second, each verdict took as long as the judge waits for an answer at most.
+#[tokio::test]
+async fn streams_do_not_hold_a_rollback_up() {
+    let stream = |request: &Received, status: u16, name: &str| match request.target() {
+        "/stream" => {
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
+            vec![Step::Write(head.into()), Step::Hang]
+        }
+        _ => answer(status, "", name),
+    };
+    let main = Upstream::start(move |request| stream(request, 200, "main")).await;
+    let canary = Upstream::start(move |request| stream(request, 500, "canary")).await;
+    let mut file = config(
+        &main,
+        &canary,
+        json!({"steps": [{"weight": 20, "for": "1h"}]}),
+    );
+    // It would wait for 33 seconds.
+    merge(
+        &mut file,
+        json!({"proxy-client": {"to-main-and-canary": {"timeout": "30s"}}}),
+    );
+    let router = Router::start(file);
+    router.change("POST", "/rollout/start", "").await;
+    let address = router.address;
+    let streams = tokio::spawn(async move {
+        let mut streams = Vec::new();
+        loop {
+            let mut client = Client::connect(address).await;
+            client.send(head("GET /stream", "")).await;
+            streams.push(client);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let _traffic = Traffic::start(address, Duration::from_millis(20));
+    until_phase(&router, "rolled-back").await;
+    streams.abort();
+}
+
 /// Both targets fail 2 % of their requests: of a hundred rollouts one at most may be rolled back.
 #[tokio::test]
 async fn a_hundred_rollouts_of_a_canary_that_is_as_good_as_main_go_through() {
