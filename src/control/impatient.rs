@@ -17,7 +17,7 @@ use tokio::{
 /// How long the other side may take nothing of an answer.
 const STALL: Duration = Duration::from_secs(10);
 
-/// Fails when a write makes no progress for [`STALL`].
+/// Fails when a write makes no progress for ten seconds.
 pub struct Impatient {
     stream: TcpStream,
     /// Runs while a write waits.
