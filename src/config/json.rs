@@ -17,6 +17,9 @@ const NOT_YET: [(&str, &str); 1] = [(
     "is not in this version: keep the state of each instance in a file of its own with \"file\"",
 )];
 
+/// Sections that are off unless something is in them, and may say so.
+const OFF: [&str; 2] = ["/traffic/sticky", "/sidecar/cache"];
+
 /// Reads the text; `None` only where it is not a JSON object at all.
 pub(super) fn read(text: &str, problems: &mut Problems) -> Option<Raw> {
     // Editors on Windows put a byte order mark before the text.
@@ -54,7 +57,10 @@ fn take_out_unknown_keys(value: &mut Value, template: &Value, path: &str, proble
         _ => return,
     };
     // Null is how some generators write "not set".
-    object.retain(|_, value| !value.is_null());
+    object.retain(|key, value| {
+        let is_off = value == "off" && OFF.contains(&&*pointer(path, key));
+        !value.is_null() && !is_off
+    });
     object.retain(|key, _| {
         let is_known = known.contains_key(key);
         if !is_known {

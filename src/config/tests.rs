@@ -1108,7 +1108,7 @@ fn a_sticky_section_that_cannot_work_is_refused_where_it_is_written() {
         refused(file, &format!("/traffic/sticky/{key}"), hint);
     }
     refused(
-        with(json!({"traffic": {"sticky": "off"}})),
+        with(json!({"traffic": {"sticky": "on"}})),
         "/traffic/sticky",
         "an object",
     );
@@ -1669,4 +1669,18 @@ fn places() -> Vec<String> {
     );
     assert!(places.contains(&"/rollout/steps/0/for".to_owned()));
     places
+}
+
+#[test]
+fn what_is_off_may_say_so() {
+    let mut file = minimal();
+    file["traffic"] = json!({"sticky": "off"});
+    file["sidecar"] = json!({"cache": "off"});
+    let config = read(file.clone());
+    assert!(config.traffic.sticky.is_none());
+    file["fallback"] = json!("off");
+    refused(file.clone(), "/fallback", "an object");
+    file["fallback"] = json!(null);
+    file["traffic"] = json!({"sticky": "on"});
+    refused(file, "/traffic/sticky", "an object");
 }
