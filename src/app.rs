@@ -85,7 +85,7 @@ pub struct Running {
     run: watch::Sender<Run>,
     lifecycle: Arc<Lifecycle>,
     stop_control: watch::Sender<bool>,
-    /// Closed, the state is written for the last time.
+    /// When this and the control thread's are dropped, the state is written for the last time.
     stop_keeper: Option<std_mpsc::Sender<()>>,
     ended: mpsc::UnboundedReceiver<Result<(), String>>,
     workers: usize,
@@ -234,6 +234,7 @@ impl App {
                 seen,
                 progress,
                 opening,
+                keeping: stop_keeper.clone(),
                 durability,
                 lifecycle,
             };
@@ -300,7 +301,7 @@ impl Running {
     }
 }
 
-/// Goes on writing the state on a thread of its own, until what this gives back is dropped.
+/// Goes on writing the state on a thread of its own, until what this gives back is dropped, and all clones of it.
 fn keep(writer: Writer, report: EndReport) -> Result<std_mpsc::Sender<()>, StartError> {
     let (stop, stopped) = std_mpsc::channel();
     spawn("state", move || {

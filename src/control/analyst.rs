@@ -19,7 +19,7 @@ use crate::{
     policy::{
         Weight,
         analysis::{Counts, Evidence, Strength},
-        rollout::{Command, Move, Refused, Rollout, Step, Verdict, Why},
+        rollout::{Command, Move, Phase, Refused, Rollout, Step, Verdict, Why},
     },
     state::{Progress, Published, Seen, SharedProgress, Snapshot, Split, Trials, trials},
 };
@@ -234,7 +234,9 @@ impl Analyst {
                 self.publish(now);
             }
         }
-        if self.is_dirty && now.saturating_sub(self.kept) >= KEPT_EVERY {
+        // The time of a step passes without traffic, too.
+        let is_news = self.is_dirty || self.progress.rollout.position.phase == Phase::Progressing;
+        if is_news && now.saturating_sub(self.kept) >= KEPT_EVERY {
             self.keep(now);
         }
     }

@@ -19,7 +19,7 @@ use std::{
     net::TcpListener as StdListener,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, mpsc},
     time::Duration,
 };
 
@@ -66,6 +66,8 @@ pub struct Control {
     pub progress: Arc<SharedProgress>,
     /// What it goes on from.
     pub opening: Progress,
+    /// The state is written for the last time when this is gone, too.
+    pub keeping: Option<mpsc::Sender<()>>,
     /// How writing the state file goes, if there is one.
     pub durability: Option<Arc<Durability>>,
     /// Where the process stands.
@@ -96,7 +98,7 @@ async fn serve(
     let analyst = Rc::new(RefCell::new(Analyst::new(&control, now)));
     let admin = admin::Admin::new(&control, guard, Rc::clone(&analyst), Rc::clone(&minute));
     let admin = Rc::new(admin.map_err(io::Error::other)?);
-    spawn_local(look(analyst, minute));
+    spawn_local(look(Rc::clone(&analyst), Rc::clone(&minute)));
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let next = async {
@@ -105,7 +107,13 @@ async fn serve(
             (place, listener.accept().await)
         };
         let (place, accepted) = tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            _ = stop.wait_for(|stop| *stop) => {
+                // The workers are gone: nothing comes behind.
+                let mut analyst = analyst.borrow_mut();
+                look_once(&mut analyst, &mut minute.borrow_mut());
+                analyst.keep(clock::uptime());
+                return Ok(());
+            }
             next = next => next,
         };
         let Ok((stream, _)) = accepted else {
@@ -137,16 +145,19 @@ async fn look(analyst: Rc<RefCell<Analyst>>, minute: Rc<RefCell<Minute>>) {
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         looks.tick().await;
-        let now = clock::uptime();
-        let mut analyst = analyst.borrow_mut();
-        // It holds no more than counts; whatever it has left half done, the canary gets nothing after it.
-        let looked = catch_unwind(AssertUnwindSafe(|| {
-            minute.borrow_mut().look(now);
-            analyst.look(now, clock::wall());
-        }));
-        if looked.is_err() {
-            error!("the judge has panicked: this is a bug of canary-router, please report it");
-            analyst.failed(now, clock::wall());
-        }
+        look_once(&mut analyst.borrow_mut(), &mut minute.borrow_mut());
+    }
+}
+
+fn look_once(analyst: &mut Analyst, minute: &mut Minute) {
+    let (now, wall) = (clock::uptime(), clock::wall());
+    // They hold no more than counts; whatever they have left half done, the canary gets nothing after it.
+    let looked = catch_unwind(AssertUnwindSafe(|| {
+        minute.look(now);
+        analyst.look(now, wall);
+    }));
+    if looked.is_err() {
+        error!("the judge has panicked: this is a bug of canary-router, please report it");
+        analyst.failed(now, wall);
     }
 }

@@ -494,6 +494,63 @@ async fn a_hundred_rollouts_of_a_canary_that_is_as_good_as_main_go_through() {
     assert!(canary.count() > 500, "{}", canary.count());
 }
 
+/// What had come in since evidence was kept the last time, five seconds at most, was gone after a stop, too.
+#[tokio::test]
+async fn a_stop_loses_nothing() {
+    let (main, canary) = targets(0).await;
+    let folder = Folder::new();
+    let (proxy, metrics) = (Port::reserve(), Port::reserve());
+    let mut file = config(
+        &main,
+        &canary,
+        json!({"steps": [{"weight": 50, "for": "1h"}]}),
+    );
+    merge(
+        &mut file,
+        json!({
+            "router-server": {"host": "127.0.0.1", "port": proxy.number(), "workers": 2},
+            "instrumentation": {"host": "127.0.0.1", "port": metrics.number()},
+            "state": {"file": "state.json"}
+        }),
+    );
+    folder.write("config.json", file.to_string());
+    let start = async || {
+        let mut process = Process::start(&folder, &[]);
+        process.listens(proxy.address).await;
+        process.listens(metrics.address).await;
+        process
+    };
+    let status = async || admin(metrics.address, "GET", "/status", "").await.1;
+    let counted = |status: &Value| {
+        let requests = &status["evidence"]["requests"];
+        requests["main"].as_u64().unwrap() + requests["canary"].as_u64().unwrap()
+    };
+    let mut process = start().await;
+    admin(metrics.address, "POST", "/rollout/start", "").await;
+    for _ in 0..40 {
+        get(proxy.address, "/", "").await;
+    }
+    let before = soon(async {
+        loop {
+            let status = status().await;
+            if counted(&status) == 40 {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    process.signal("TERM");
+    assert!(process.ended().await.success());
+    let _process = start().await;
+    let after = status().await;
+    for part in ["requests", "overall", "acceptable_failure_rate"] {
+        assert_eq!(after["evidence"][part], before["evidence"][part], "{part}");
+    }
+    let elapsed = |status: &Value| status["rollout"]["elapsed_seconds"].as_f64().unwrap();
+    assert!(elapsed(&after) >= elapsed(&before));
+}
+
 /// With the real program, so that it can be killed.
 #[tokio::test]
 async fn a_rollout_goes_on_where_it_was_after_a_kill() {

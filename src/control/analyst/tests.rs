@@ -40,6 +40,7 @@ impl Rig {
             seen,
             progress: SharedProgress::new(None),
             opening,
+            keeping: None,
             durability: None,
             lifecycle: Arc::new(Lifecycle::default()),
         };
@@ -133,6 +134,25 @@ fn a_process_that_cannot_judge_gives_the_canary_nothing_of_a_rollout_that_it_fin
     let opened = opening(&config(json!({})), Some(&found), SystemTime::UNIX_EPOCH);
     assert_eq!(first_split(&opened).weight, Weight::NONE);
     assert_eq!(opened.decisions[0]["why"], "steps-removed");
+}
+
+/// With no traffic there is no evidence, and the time of the step was not kept either.
+#[test]
+fn the_time_of_a_step_is_kept_without_traffic_too() {
+    let mut rig = Rig::new(config(json!({"steps": [{"weight": 20, "for": "10h"}]})));
+    rig.command(Command::Start);
+    for _ in 0..60 {
+        rig.look();
+    }
+    let (version, kept) = rig.analyst.shared.latest();
+    let elapsed = kept.unwrap().rollout.elapsed;
+    assert!(elapsed >= TICK * 55, "{elapsed:?}");
+    // What is paused stands still.
+    rig.command(Command::Pause);
+    for _ in 0..60 {
+        rig.look();
+    }
+    assert_eq!(rig.analyst.shared.latest().0, version + 1);
 }
 
 /// After a success at 100 % the next version got everything at once, whatever the configuration said.
