@@ -9,6 +9,7 @@ use std::{
 };
 
 use tokio::sync::{mpsc, watch};
+use tracing::info;
 
 use crate::{
     clock,
@@ -157,6 +158,12 @@ impl App {
         // Before the first request: it may be that the canary is to get nothing.
         let opening = analyst::opening(config, found, clock::wall());
         let split = analyst::first_split(&opening);
+        let phase = opening.rollout.position.phase;
+        info!(
+            weight = split.weight.percent(),
+            phase = phase.label(),
+            "the canary's share of eligible requests, in percent"
+        );
         let published = Published::new(self.snapshot.with_split(split));
         let seen = Arc::<Seen>::default();
         let progress = SharedProgress::new(Some(Arc::new(opening.clone())));
