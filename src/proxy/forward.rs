@@ -248,6 +248,7 @@ impl Exchange<'_> {
         record.sending(self.connection.is_body_over());
         let sent = send_once(self.connection, pool, upstream, &message, upload, informed).await;
         record.has_all_since(self.connection.watch.uploaded());
+        record.has_connection_since(self.connection.watch.connected());
         match sent {
             Ok(answer) => {
                 // Of a 101 it is not known yet whether anybody had asked for it.
@@ -344,6 +345,9 @@ async fn send_once(
             }
         };
         let reused = lease.is_reused();
+        if !reused {
+            connection.watch.connected_now();
+        }
         let mut call = Call::new(lease, upload);
         let client = informed.then_some(connection);
         let response = poll_fn(|cx| {

@@ -30,7 +30,9 @@ pub struct Record {
     permit: Option<Permit>,
     /// When that upstream got it.
     sent: Instant,
-    /// Since then it has all of it.
+    /// When the last new connection was there, for this request or an earlier one.
+    connected: Option<Instant>,
+    /// Since `sent` the upstream has all of it.
     is_whole: bool,
     /// What the judge is to be told. Boxed: most requests have none, and it would be handed around with all.
     judged: Option<Box<Judged>>,
@@ -59,6 +61,7 @@ impl Record {
             started,
             permit,
             sent: clock::recent(),
+            connected: None,
             is_whole: false,
             judged: None,
         }
@@ -98,6 +101,11 @@ impl Record {
         self.sent = uploaded.map_or(self.sent, |uploaded| uploaded.max(self.sent));
     }
 
+    /// A new connection was there at `connected`, for this request or for an earlier one of its client.
+    pub fn has_connection_since(&mut self, connected: Option<Instant>) {
+        self.connected = connected;
+    }
+
     /// The head of the final response has come. It is charged if its status says so; whether it is a
     /// success shows when the last byte has come.
     pub fn answered(&mut self, target: Target, status: StatusCode) {
@@ -105,10 +113,16 @@ impl Record {
             self.worker.tally.failed(target);
         }
         let (took, now) = self.took();
-        if let Some(judged) = &mut self.judged
-            && !judged.answered(status, took)
-        {
-            self.judged = None;
+        if let Some(judged) = &mut self.judged {
+            // A target that gets little has few connections that wait for it: that making one takes time is no
+            // fault of its.
+            let sent = self
+                .connected
+                .map_or(self.sent, |connected| connected.max(self.sent));
+            let took = clock::now().saturating_duration_since(sent);
+            if !judged.answered(status, took) {
+                self.judged = None;
+            }
         }
         if let Some(permit) = &mut self.permit {
             permit.answered(status.as_u16(), took, now, fastrand::f64());
@@ -165,8 +179,7 @@ impl Record {
 
     /// How long the upstream has had the request, and the moment, where anybody wants to know.
     fn took(&self) -> (Duration, Duration) {
-        let wanted = self.permit.as_ref().is_some_and(Permit::watches_time);
-        if !wanted && self.judged.is_none() {
+        if !self.permit.as_ref().is_some_and(Permit::watches_time) {
             return (Duration::ZERO, Duration::ZERO);
         }
         let now = clock::now();

@@ -68,6 +68,7 @@ pub struct Watch {
     since: Cell<Instant>,
     body_blocked: Cell<Option<Instant>>,
     uploaded: Cell<Option<Instant>>,
+    connected: Cell<Option<Instant>>,
     deadline: Cell<Option<Instant>>,
     deadline_paused: Cell<bool>,
     deadline_passed: Cell<bool>,
@@ -89,6 +90,7 @@ impl Watch {
             since: Cell::new(clock::now()),
             body_blocked: Cell::new(None),
             uploaded: Cell::new(None),
+            connected: Cell::new(None),
             deadline: Cell::new(None),
             deadline_paused: Cell::new(false),
             deadline_passed: Cell::new(false),
@@ -144,6 +146,16 @@ impl Watch {
         self.reading_body(false);
         self.deadline_paused.set(false);
         self.uploaded.set(Some(clock::now()));
+    }
+
+    /// A new connection to an upstream has been made.
+    pub fn connected_now(&self) {
+        self.connected.set(Some(clock::now()));
+    }
+
+    /// When the last one was.
+    pub fn connected(&self) -> Option<Instant> {
+        self.connected.get()
     }
 
     /// When the last request body that was streamed was over.

@@ -1,6 +1,6 @@
 //! TLS towards upstreams.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::{
@@ -33,6 +33,61 @@ async fn tls_before(upstream: &Upstream) -> (String, JoinSet<()>) {
         }
     });
     (url, tasks)
+}
+
+/// At a small weight most requests of a canary need a connection of their own: a canary that is as fast as main
+/// was rolled back for the time that the handshake takes.
+#[tokio::test]
+async fn the_handshake_of_a_canary_that_gets_little_is_not_its_latency() {
+    let main = Upstream::named("main", 200).await;
+    // Each connection is for one request.
+    let canary = Upstream::start(|_| {
+        let mut steps = answer(200, "connection: close\r\n", "canary");
+        steps.push(Step::Close);
+        steps
+    })
+    .await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let far = format!("https://{}", listener.local_addr().unwrap());
+    let (acceptor, behind) = (acceptor(), canary.address);
+    let _tls = tokio::spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            connections.spawn(async move {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                pass(acceptor, stream, behind).await;
+            });
+        }
+    });
+    let router = Router::start(json!({
+        "main-target": main.url(),
+        "canary-target": far,
+        "proxy-client": trusting("to-main-and-canary"),
+        "rollout": {"steps": [{"weight": 50, "for": "1h"}]}
+    }));
+    router.change("POST", "/rollout/start", "").await;
+    let address = router.address;
+    for _ in 0..5 {
+        together((0..40).map(move |_| get(address, "/", ""))).await;
+    }
+    let status = soon(async {
+        loop {
+            let status = router.status().await;
+            let requests = &status["evidence"]["requests"];
+            if requests["main"].as_u64().unwrap() + requests["canary"].as_u64().unwrap() == 200 {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert_eq!(status["rollout"]["phase"], "progressing");
+    assert!(
+        status["evidence"]["latency"].as_f64().unwrap() < 1.0,
+        "{}",
+        status["evidence"]
+    );
 }
 
 fn acceptor() -> TlsAcceptor {
