@@ -16,14 +16,52 @@ use crate::policy::{Target, analysis::LEVELS};
 /// How many places there are.
 const PLACES: usize = 1 << 16;
 
-/// The greatest level that was exceeded.
-const LEVEL: u8 = 0b0011_1111;
-/// A failure was seen.
-const FAILED: u8 = 0b0100_0000;
-/// The canary has shown it.
-const CANARYS: u8 = 0b1000_0000;
+/// What a place has shown; all of it fits into a byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    /// The greatest level that was exceeded.
+    level: u8,
+    /// The canary has exceeded it, or some of it.
+    is_canarys: bool,
+    /// Whose failure was seen first.
+    failed: Option<Target>,
+}
 
-const _: () = assert!(LEVELS - 1 <= LEVEL as usize);
+const RADIX: u8 = LEVELS as u8;
+const _: () = assert!(LEVELS * 6 <= 1 << 8);
+
+impl Place {
+    fn of(byte: u8) -> Place {
+        let kind = byte / RADIX;
+        Place {
+            level: byte % RADIX,
+            is_canarys: kind >= 3,
+            failed: match kind % 3 {
+                0 => None,
+                1 => Some(Target::Main),
+                _ => Some(Target::Canary),
+            },
+        }
+    }
+
+    fn byte(self) -> u8 {
+        let failed = match self.failed {
+            None => 0,
+            Some(Target::Main) => 1,
+            Some(Target::Canary) => 2,
+        };
+        self.level + RADIX * (3 * u8::from(self.is_canarys) + failed)
+    }
+
+    /// Without what main has shown.
+    fn canarys(self) -> Place {
+        Place {
+            level: if self.is_canarys { self.level } else { 0 },
+            failed: self.failed.filter(|target| *target == Target::Canary),
+            ..self
+        }
+    }
+}
 
 /// What the keys of one rollout have shown so far. Shared by all workers.
 pub struct Seen {
@@ -43,23 +81,29 @@ impl Seen {
 
     /// Notes that an answer to `key` has exceeded `level` thresholds; how many of them are no news.
     pub fn answered(&self, target: Target, key: u64, level: usize) -> usize {
-        let level = (level as u8).min(LEVEL);
-        let before = self.raise(target, key, |place| {
-            (level > place & LEVEL).then_some(place & !LEVEL | level)
+        let level = (level as u8).min(RADIX - 1);
+        let before = self.change(key, |place| {
+            (level > place.level).then_some(Place {
+                level,
+                is_canarys: place.is_canarys || target == Target::Canary,
+                ..place
+            })
         });
-        usize::from((before & LEVEL).min(level))
+        usize::from(before.level.min(level))
     }
 
     /// Notes that a request of `key` failed; whether that is no news.
     pub fn failed(&self, target: Target, key: u64) -> bool {
-        let before = self.raise(target, key, |place| {
-            (place & FAILED == 0).then_some(place | FAILED)
+        let before = self.change(key, |place| {
+            place.failed.is_none().then_some(Place {
+                failed: Some(target),
+                ..place
+            })
         });
-        let known = before & FAILED != 0;
-        if !known && target == Target::Main {
+        if before.failed.is_none() && target == Target::Main {
             self.failed.fetch_add(1, Ordering::Relaxed);
         }
-        known
+        before.failed.is_some()
     }
 
     /// Makes room if failures of main have taken half of it: they would hide the canary's. Main's clients that fail
@@ -76,8 +120,8 @@ impl Seen {
         for place in &self.places {
             // Relaxed, here and below: nothing else hangs on it, and a request that ends at this moment may
             // count in either step.
-            let _kept = place.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |place| {
-                (place & CANARYS == 0).then_some(0)
+            let _was = place.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |place| {
+                Some(Place::of(place).canarys().byte())
             });
         }
     }
@@ -102,21 +146,20 @@ impl Seen {
             for (place, saved) in self.places.iter().zip(saved) {
                 place.store(*saved, Ordering::Relaxed);
             }
+            let is_mains = |byte: &&u8| Place::of(**byte).failed == Some(Target::Main);
+            let failed = saved.iter().filter(is_mains).count();
+            self.failed.store(failed as u32, Ordering::Relaxed);
         }
     }
 
     /// What was there before.
-    fn raise(&self, target: Target, key: u64, next: impl Fn(u8) -> Option<u8>) -> u8 {
+    fn change(&self, key: u64, next: impl Fn(Place) -> Option<Place>) -> Place {
         // Other bits than those that decide who is in the canary: its clients would be neighbours.
         let place = &self.places[key.wrapping_mul(0x9E37_79B9_7F4A_7C15) as usize >> 48];
-        let whose = match target {
-            Target::Main => 0,
-            Target::Canary => CANARYS,
-        };
-        let raised = place.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |place| {
-            next(place).map(|next| next | whose)
+        let changed = place.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |place| {
+            next(Place::of(place)).map(Place::byte)
         });
-        raised.unwrap_or_else(|unchanged| unchanged)
+        Place::of(changed.unwrap_or_else(|unchanged| unchanged))
     }
 }
 
@@ -135,6 +178,17 @@ impl std::fmt::Debug for Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn key(number: u64) -> u64 {
+        fastrand::Rng::with_seed(number).u64(..)
+    }
+
+    #[test]
+    fn a_place_is_a_byte() {
+        for byte in 0..6 * RADIX {
+            assert_eq!(Place::of(byte).byte(), byte);
+        }
+    }
 
     #[test]
     fn of_a_key_only_what_exceeds_all_before_is_news() {
@@ -168,8 +222,49 @@ mod tests {
     #[test]
     fn failures_of_main_do_not_hide_those_of_the_canary_for_ever() {
         let seen = Seen::new();
-        let key = |number: u64| number.wrapping_mul(0x2545_F491_4F6C_DD1D);
         for client in 0..1_000_000 {
+            seen.failed(Target::Main, key(client));
+            if client % 1_000 == 0 {
+                seen.relieve();
+            }
+        }
+        let canary = 2_000_000..2_001_000;
+        let news = canary.filter(|client| !seen.failed(Target::Canary, key(*client)));
+        assert!(news.count() > 400);
+    }
+
+    /// Places that the canary's latencies had taken were never made free of main's failures.
+    #[test]
+    fn failures_of_main_do_not_hide_those_of_the_canary_where_that_was_slow_either() {
+        let seen = Seen::new();
+        for client in 0..1_000_000 {
+            seen.answered(Target::Canary, key(client), 5);
+        }
+        for client in 1_000_000..2_000_000 {
+            seen.failed(Target::Main, key(client));
+            if client % 1_000 == 0 {
+                seen.relieve();
+            }
+        }
+        let canary = 2_000_000..2_001_000;
+        let news = canary.filter(|client| !seen.failed(Target::Canary, key(*client)));
+        assert!(news.count() > 400);
+        assert_eq!(
+            seen.answered(Target::Canary, key(0), 5),
+            5,
+            "its latencies are as they were"
+        );
+    }
+
+    /// After a restart failures of main could take all of it.
+    #[test]
+    fn failures_of_main_that_were_restored_take_their_room_too() {
+        let (before, seen) = (Seen::new(), Seen::new());
+        for client in 0..40_000 {
+            before.failed(Target::Main, key(client));
+        }
+        seen.restore(&before.save());
+        for client in 40_000..1_040_000 {
             seen.failed(Target::Main, key(client));
             if client % 1_000 == 0 {
                 seen.relieve();
