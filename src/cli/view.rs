@@ -31,6 +31,13 @@ pub fn status(status: &Value) -> String {
     for line in lines {
         put(&mut page, &line);
     }
+    if status["state"]["written"] == false {
+        let why = text(&status["state"]["error"]);
+        let line = format!(
+            "state     NOT ON DISK ({why}): what changes now is forgotten when the router ends"
+        );
+        put(&mut page, &line);
+    }
     put(
         &mut page,
         &row(["", "requests/s", "failures", "p50", "p90", "p99"]),

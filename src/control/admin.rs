@@ -235,6 +235,7 @@ impl Admin {
             &self.admission,
             &self.analyst.borrow(),
             &self.minute.borrow(),
+            self.readiness.state(),
         )
     }
 

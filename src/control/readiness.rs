@@ -49,7 +49,7 @@ pub struct Report {
 
 /// How the state file is: said, but no reason to send traffic elsewhere.
 #[derive(Debug)]
-struct StateFile {
+pub struct StateFile {
     file: PathBuf,
     /// Why it could not be written the last time, if it could not.
     failure: Option<String>,
@@ -82,11 +82,17 @@ impl Readiness {
             ready: reach.is_some_and(|reach| reach.main || reach.canary),
             phase,
             reach,
-            state: self.state.as_ref().map(|(file, durability)| StateFile {
-                file: file.clone(),
-                failure: durability.writes().failure,
-            }),
+            state: self.state(),
         }
+    }
+
+    /// How the state file is, if there is one.
+    pub fn state(&self) -> Option<StateFile> {
+        let (file, durability) = self.state.as_ref()?;
+        Some(StateFile {
+            file: file.clone(),
+            failure: durability.writes().failure,
+        })
     }
 
     async fn reach(&self) -> Reach {
@@ -127,13 +133,20 @@ impl Report {
             body["main"] = word(main).into();
             body["canary"] = word(canary).into();
         }
-        if let Some(StateFile { file, failure }) = &self.state {
-            let file = file.display().to_string();
-            body["state"] = match failure {
-                None => json!({"file": file, "written": true}),
-                Some(error) => json!({"file": file, "written": false, "error": error}),
-            };
+        if let Some(state) = &self.state {
+            body["state"] = state.to_json();
         }
         body
+    }
+}
+
+impl StateFile {
+    /// As `/health/ready` and `/status` show it.
+    pub fn to_json(&self) -> Value {
+        let file = self.file.display().to_string();
+        match &self.failure {
+            None => json!({"file": file, "written": true}),
+            Some(error) => json!({"file": file, "written": false, "error": error}),
+        }
     }
 }

@@ -6,6 +6,7 @@ use super::{
     analyst::Analyst,
     decisions::{self, percent},
     minute::Minute,
+    readiness::StateFile,
 };
 use crate::{
     VERSION, clock,
@@ -22,6 +23,7 @@ pub fn status(
     admission: &Admission,
     analyst: &Analyst,
     minute: &Minute,
+    state_file: Option<StateFile>,
 ) -> Value {
     let config = &snapshot.config;
     let remaining = admission.remaining();
@@ -48,6 +50,7 @@ pub fn status(
             "requests_remaining": remaining.requests,
             "errors_remaining": remaining.errors,
         },
+        "state": state_file.map(|file| file.to_json()),
         "evidence": evidence(analyst),
         "decisions": decisions,
     })

@@ -33,6 +33,7 @@ fn status(weight: u32) -> String {
         },
         "breakers": {"canary": "closed", "main": "closed", "sidecar": "closed"},
         "limits": {"requests_remaining": null, "errors_remaining": 12},
+        "state": null,
         "evidence": null,
         "decisions": []
     })

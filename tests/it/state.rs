@@ -789,6 +789,8 @@ async fn goes_on_without(house: &House, process: &Process, error: &str) {
     assert_eq!(body["state"]["file"], "state/state.json");
     let told = body["state"]["error"].as_str().unwrap();
     assert!(told.contains(error), "{told}");
+    let (_, shown) = admin(house.metrics.address, "GET", "/status", "").await;
+    assert_eq!(shown["state"]["written"], false, "{shown}");
 }
 
 /// What holds afterwards.

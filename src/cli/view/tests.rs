@@ -29,6 +29,7 @@ fn progressing() -> Value {
         },
         "breakers": {"canary": "closed", "main": "closed", "sidecar": "closed"},
         "limits": {"requests_remaining": null, "errors_remaining": 12},
+        "state": {"file": "state.json", "written": true},
         "evidence": {
             "verdict": "inconclusive", "errors": 0.4, "latency": -1.2, "overall": -0.1,
             "threshold": 4.6, "safe_ratio": 1.0, "acceptable_failure_rate": 2.1, "enough": 3.0,
@@ -324,4 +325,14 @@ fn numbers_have_the_digits_that_matter() {
             (json!(100), "100 %"),
         ],
     );
+}
+
+#[test]
+fn a_state_that_is_not_on_disk_is_said_so() {
+    let mut status = json!({"state": {"file": "s.json", "written": false, "error": "disk full"}});
+    let line =
+        "state     NOT ON DISK (disk full): what changes now is forgotten when the router ends";
+    assert!(super::status(&status).lines().any(|shown| shown == line));
+    status["state"] = json!({"file": "s.json", "written": true});
+    assert!(!super::status(&status).contains("NOT ON DISK"));
 }
