@@ -87,17 +87,22 @@ fn phase(status: &Value) -> &str {
     status["rollout"]["phase"].as_str().unwrap()
 }
 
-async fn until_phase(router: &Router, wanted: &str) -> Value {
+/// The first status of which this holds.
+async fn until(router: &Router, holds: impl Fn(&Value) -> bool) -> Value {
     soon(async {
         loop {
             let status = router.status().await;
-            if phase(&status) == wanted {
+            if holds(&status) {
                 return status;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
     .await
+}
+
+async fn until_phase(router: &Router, wanted: &str) -> Value {
+    until(router, |status| phase(status) == wanted).await
 }
 
 #[tokio::test]
@@ -364,16 +369,7 @@ async fn a_dry_run_says_what_it_would_do_and_moves_nothing() {
     router.change("POST", "/rollout/start", "").await;
     let traffic = Traffic::start(router.address, Duration::from_millis(10));
     let decided = |status: &Value| status["decisions"][0]["why"] == "unhealthy-in-dry-run";
-    let status = soon(async {
-        loop {
-            let status = router.status().await;
-            if decided(&status) {
-                return status;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
+    let status = until(&router, decided).await;
     assert_eq!(
         (phase(&status), &status["weight"]),
         ("progressing", &json!(20))
@@ -399,16 +395,7 @@ async fn what_forces_is_no_experiment() {
     }
     assert_eq!(get(router.address, "/", "").await.status, 200);
     let counted = |status: &Value| status["evidence"]["requests"]["main"].as_u64().unwrap() > 0;
-    let status = soon(async {
-        loop {
-            let status = router.status().await;
-            if counted(&status) {
-                return status;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
+    let status = until(&router, counted).await;
     assert_eq!(
         status["evidence"]["failures"],
         json!({"main": 0, "canary": 0})
