@@ -6,13 +6,14 @@ use http::{HeaderValue, uri::Authority};
 use serde_json::Value;
 
 use super::{
-    Client, Config, Level, Listen, Log, Server, Sidecar, StateFile, Upstream,
+    Client, Config, Level, Log, Sidecar, StateFile, Upstream,
     breakers::{breakers, limits},
     error::Problems,
     fallback::fallback,
     instrumentation::instrumentation,
     raw::{Client as RawClient, Raw},
     rollout::rollout,
+    server::server,
     sidecar,
     traffic::{traffic, trusted_overrides},
     url::{masked_url, parse_url},
@@ -79,7 +80,7 @@ pub(super) fn judge(raw: Raw, problems: &mut Problems) -> Option<Config> {
     let traffic = traffic(&raw.traffic, problems);
     let trusted_overrides = trusted_overrides(&raw.overrides, problems);
     let rollout = rollout(&raw, problems);
-    let server = server(&raw, problems);
+    let server = server(&raw.router_server, problems);
     let instrumentation = raw
         .instrumentation
         .as_ref()
@@ -235,53 +236,6 @@ fn trim_prefix(prefix: Option<&str>, problems: &mut Problems) -> String {
         }
         Some(prefix) => prefix.to_owned(),
     }
-}
-
-fn server(raw: &Raw, problems: &mut Problems) -> Option<Server> {
-    let server = &raw.router_server;
-    let host = set(&server.host);
-    if host.is_none() {
-        problems.add(
-            "/router-server/host",
-            "is missing: write the address to listen on, such as \"127.0.0.1\", \
-             or \"0.0.0.0\" for all",
-        );
-    }
-    let port = server.port.map(|port| port.0).filter(|port| *port != 0);
-    if port.is_none() {
-        problems.add(
-            "/router-server/port",
-            "is missing: write the TCP port to listen on, such as 1345",
-        );
-    }
-    let workers = server.workers.0;
-    if workers > 1024 {
-        problems.add(
-            "/router-server/workers",
-            format!(
-                "{workers} threads are more than any machine needs: use 0 (one per core) to 1024"
-            ),
-        );
-    }
-    let max_header_bytes = server.max_header_bytes.map_or(0, |Size(bytes)| bytes);
-    if !(1 << 10..=256 << 10).contains(&max_header_bytes) {
-        problems.add(
-            "/router-server/max-header-bytes",
-            format!("{max_header_bytes} is out of range: use \"1KiB\" to \"256KiB\""),
-        );
-    }
-    Some(Server {
-        listen: Listen {
-            host: host?.to_owned(),
-            port: port?,
-        },
-        workers: to_usize(workers),
-        read_timeout: span(server.read_timeout),
-        write_timeout: span(server.write_timeout),
-        idle_timeout: span(server.idle_timeout),
-        shutdown_timeout: span(server.shutdown_timeout),
-        max_header_bytes: to_usize(max_header_bytes),
-    })
 }
 
 /// The names of the original's logger are taken too.

@@ -13,6 +13,7 @@ mod json;
 mod judge;
 mod raw;
 mod rollout;
+mod server;
 mod sidecar;
 mod traffic;
 mod url;
