@@ -80,11 +80,9 @@ pub struct Config {
 pub struct Upstream {
     /// Whether it speaks TLS.
     pub tls: bool,
-    /// Name or address, without brackets.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-    /// The `Host` that it sees.
+    /// Where it is.
+    pub address: Address,
+    /// The `Host` that it sees; `localhost` behind a unix socket, unless another one is set.
     pub host_header: HeaderValue,
     /// What request paths are appended to: empty, or starting with a slash.
     pub base_path: String,
@@ -92,6 +90,20 @@ pub struct Upstream {
     pub query: Option<String>,
     /// Timeouts and the pool.
     pub client: Client,
+}
+
+/// Where an upstream is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// Behind a network.
+    Tcp {
+        /// Name or address, without brackets.
+        host: String,
+        /// TCP port; not 0.
+        port: u16,
+    },
+    /// Behind a unix socket: an absolute path of at most 107 bytes, none of them zero.
+    Unix(PathBuf),
 }
 
 /// How connections to an upstream are made and kept.

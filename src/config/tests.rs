@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::{raw::Raw, url::masked_url, *};
 
-fn minimal() -> Value {
+pub(super) fn minimal() -> Value {
     json!({
         "main-target": "http://main.example",
         "canary-target": "http://canary.example:8080/base?key=1",
@@ -10,7 +10,7 @@ fn minimal() -> Value {
     })
 }
 
-fn with(changes: Value) -> Value {
+pub(super) fn with(changes: Value) -> Value {
     fn merge(into: &mut Value, from: Value) {
         match (into, from) {
             (Value::Object(into), Value::Object(from)) => {
@@ -26,11 +26,11 @@ fn with(changes: Value) -> Value {
     value
 }
 
-fn read(value: Value) -> Config {
+pub(super) fn read(value: Value) -> Config {
     Config::parse("test.json", &value.to_string()).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn problems(value: Value) -> Vec<(String, String)> {
+pub(super) fn problems(value: Value) -> Vec<(String, String)> {
     let error = Config::parse("test.json", &value.to_string()).expect_err("it must be refused");
     assert!(!error.problems.is_empty());
     error
@@ -41,7 +41,7 @@ fn problems(value: Value) -> Vec<(String, String)> {
 }
 
 #[track_caller]
-fn refused(value: Value, path: &str, hint: &str) {
+pub(super) fn refused(value: Value, path: &str, hint: &str) {
     let problems = problems(value);
     assert!(
         problems
@@ -51,13 +51,17 @@ fn refused(value: Value, path: &str, hint: &str) {
     );
 }
 
+fn tcp(host: &str, port: u16) -> Address {
+    Address::Tcp {
+        host: host.to_owned(),
+        port,
+    }
+}
+
 #[test]
 fn a_minimal_file_gets_every_default_of_the_contract() {
     let config = read(minimal());
-    assert_eq!(
-        (config.main.host.as_str(), config.main.port),
-        ("main.example", 80)
-    );
+    assert_eq!(config.main.address, tcp("main.example", 80));
     assert_eq!(config.main.host_header, "main.example");
     assert_eq!(config.main.base_path, "");
     assert_eq!(config.canary.host_header, "canary.example:8080");
@@ -130,7 +134,8 @@ fn a_minimal_file_gets_every_default_of_the_contract() {
             ..client
         }
     );
-    assert_eq!((sidecar.upstream.tls, sidecar.upstream.port), (true, 443));
+    assert!(sidecar.upstream.tls);
+    assert_eq!(sidecar.upstream.address, tcp("sidecar.example", 443));
     assert_eq!(sidecar.max_body, 1 << 20);
     assert_eq!(sidecar.body, SidecarBody::Full);
     assert_eq!(sidecar.cache, None);
@@ -399,11 +404,11 @@ fn every_value_that_cannot_work_is_refused_where_it_stands() {
 #[test]
 fn ipv6_targets_are_understood() {
     let config = read(with(json!({"main-target": "http://[::1]:8080/x/"})));
-    assert_eq!((config.main.host.as_str(), config.main.port), ("::1", 8080));
+    assert_eq!(config.main.address, tcp("::1", 8080));
     assert_eq!(config.main.host_header, "[::1]:8080");
     assert_eq!(config.main.base_path, "/x/");
     let config = read(with(json!({"main-target": "http://[::1]"})));
-    assert_eq!(config.main.port, 80);
+    assert_eq!(config.main.address, tcp("::1", 80));
 }
 
 #[test]

@@ -1,73 +1,160 @@
 //! The URLs of services, as the file has them.
 
-use http::{HeaderValue, Uri};
+use http::{HeaderValue, Uri, uri::PathAndQuery};
 
-use super::{Client, Upstream, error::Problems};
+use super::{Address, Client, Upstream, error::Problems};
 
-/// Reads `http[s]://host[:port][/base/path][?query]`.
+/// The longest path of a unix socket, in bytes: what `sun_path` has room for beside the zero at its end
+/// (unix(7)).
+const LONGEST_SOCKET: usize = 107;
+
+/// Reads `http[s]://host[:port][/base/path][?query]` or, as nginx writes it,
+/// `http[s]://unix:/path/of/socket[:[/base/path]][?query]`.
 pub(super) fn parse_url(
     path: &str,
     url: &str,
     client: Client,
     problems: &mut Problems,
 ) -> Option<Upstream> {
-    let mut refuse = |why: &str| {
-        problems.add(path, format!("{why}: {:?}", masked_url(url)));
-        None
+    let read = match unix_socket(url) {
+        Some((tls, rest)) => read_unix(url, tls, rest),
+        None => read_tcp(url),
     };
+    let target = read
+        .map_err(|why| problems.add(path, format!("{why}: {:?}", masked_url(url))))
+        .ok()?;
+    Some(Upstream {
+        tls: target.tls,
+        address: target.address,
+        host_header: target.host_header,
+        base_path: match target.base.as_ref().map_or("/", PathAndQuery::path) {
+            "/" => String::new(),
+            path => path.to_owned(),
+        },
+        query: target
+            .base
+            .as_ref()
+            .and_then(PathAndQuery::query)
+            .filter(|query| !query.is_empty())
+            .map(str::to_owned),
+        client,
+    })
+}
+
+/// What a URL says.
+struct Target {
+    tls: bool,
+    address: Address,
+    host_header: HeaderValue,
+    base: Option<PathAndQuery>,
+}
+
+const FRAGMENT: &str = "has a fragment (#…), which no server ever sees, take it out";
+
+fn read_tcp(url: &str) -> Result<Target, &'static str> {
     const NOT_A_URL: &str = "not an absolute URL such as \"http://host:port/base/path\"";
-    let Ok(uri) = url.parse::<Uri>() else {
-        return refuse(NOT_A_URL);
-    };
+    if url.starts_with("unix:") {
+        return Err("a unix socket is written as in \"http://unix:/run/app.sock:/base/path\"");
+    }
+    let uri: Uri = url.parse().map_err(|_| NOT_A_URL)?;
     let tls = match uri.scheme_str() {
         Some("http") => false,
         Some("https") => true,
-        Some(_) => return refuse("neither http:// nor https://"),
-        None => return refuse(NOT_A_URL),
+        Some(_) => return Err("neither http:// nor https://"),
+        None => return Err(NOT_A_URL),
     };
-    let Some(authority) = uri.authority() else {
-        return refuse("has no host");
-    };
+    let authority = uri.authority().ok_or("has no host")?;
     if authority.as_str().contains('@') {
-        return refuse("a user and password here would not be sent to anybody; take them out");
+        return Err("a user and password here would not be sent to anybody; take them out");
     }
     if url.contains('#') {
-        return refuse("has a fragment (#…), which no server ever sees, take it out");
+        return Err(FRAGMENT);
     }
     let host = authority
         .host()
         .trim_start_matches('[')
         .trim_end_matches(']');
     if host.is_empty() {
-        return refuse("has no host");
+        return Err("has no host");
     }
     let port = match (authority.port_u16(), authority.as_str().rsplit_once(':')) {
-        (Some(0), _) => return refuse("port 0 cannot be connected to"),
+        (Some(0), _) => return Err("port 0 cannot be connected to"),
         (Some(port), _) => port,
         // A colon outside of an IPv6 address with nothing usable behind it.
         (None, Some((_, rest))) if !rest.ends_with(']') => {
-            return refuse("the port is not a number");
+            return Err("the port is not a number");
         }
         (None, _) if tls => 443,
         (None, _) => 80,
     };
-    let Ok(host_header) = HeaderValue::from_str(authority.as_str()) else {
-        return refuse("has no usable host");
-    };
-    Some(Upstream {
+    Ok(Target {
         tls,
-        host: host.to_owned(),
-        port,
-        host_header,
-        base_path: match uri.path() {
-            "/" => String::new(),
-            path => path.to_owned(),
+        address: Address::Tcp {
+            host: host.to_owned(),
+            port,
         },
-        query: uri
-            .query()
-            .filter(|query| !query.is_empty())
-            .map(str::to_owned),
-        client,
+        host_header: HeaderValue::from_str(authority.as_str()).map_err(|_| "has no usable host")?,
+        base: uri.path_and_query().cloned(),
+    })
+}
+
+/// Whether TLS is spoken over the unix socket that this names, and what is written behind `unix:`.
+fn unix_socket(url: &str) -> Option<(bool, &str)> {
+    let (scheme, rest) = url.split_once("://")?;
+    let tls = scheme.eq_ignore_ascii_case("https");
+    let rest = rest.strip_prefix("unix:")?;
+    let is_ours = tls || scheme.eq_ignore_ascii_case("http");
+    // A host that is called so has a port behind it.
+    let is_socket = is_ours && !rest.starts_with(|c: char| c.is_ascii_digit());
+    is_socket.then_some((tls, rest))
+}
+
+/// The colon behind the socket's path is what ends it; a question mark does it too, where there is no base.
+fn read_unix(url: &str, tls: bool, rest: &str) -> Result<Target, &'static str> {
+    if url.contains('#') {
+        return Err(FRAGMENT);
+    }
+    let end = rest.find([':', '?']).unwrap_or(rest.len());
+    let (socket, base) = rest.split_at(end);
+    let base = base.strip_prefix(':').unwrap_or(base);
+    if socket.is_empty() {
+        return Err(
+            "names no unix socket; write it as in \"http://unix:/run/app.sock:/base/path\"",
+        );
+    }
+    if !socket.starts_with('/') {
+        return Err(
+            "the path of the unix socket is not absolute; start it with a slash, as in \
+                    \"http://unix:/run/app.sock\"",
+        );
+    }
+    if socket.ends_with('/') {
+        return Err(
+            "the path of the unix socket ends with a slash; a base path stands behind a \
+                    colon, as in \"http://unix:/run/app.sock:/base/path\"",
+        );
+    }
+    if socket.len() > LONGEST_SOCKET {
+        return Err(
+            "the path of the unix socket is longer than the 107 bytes that the system takes; \
+                    give the socket a shorter one",
+        );
+    }
+    if socket.contains('\0') {
+        return Err("there is a zero byte in the path of the unix socket; take it out");
+    }
+    const NOT_A_BASE: &str = "what stands behind the unix socket is no base path; start it with a \
+                              slash, as in \"http://unix:/run/app.sock:/base/path\"";
+    let base = match base {
+        "" => None,
+        base if base.starts_with(['/', '?']) => Some(base.parse().map_err(|_| NOT_A_BASE)?),
+        _ => return Err(NOT_A_BASE),
+    };
+    Ok(Target {
+        tls,
+        address: Address::Unix(socket.into()),
+        host_header: HeaderValue::from_static("localhost"),
+        base,
     })
 }
 
@@ -84,3 +171,6 @@ pub(super) fn masked_url(url: &str) -> String {
         None => format!("{url}{query}"),
     }
 }
+
+#[cfg(test)]
+mod tests;

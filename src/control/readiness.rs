@@ -7,11 +7,15 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tokio::{net::TcpStream, sync::Mutex, time::timeout};
+use tokio::{
+    net::{TcpStream, UnixStream},
+    sync::Mutex,
+    time::timeout,
+};
 
 use crate::{
     clock,
-    config::Upstream,
+    config::{Address, Upstream},
     state::{Durability, Lifecycle, Phase, Published},
 };
 
@@ -114,8 +118,15 @@ impl Readiness {
 }
 
 async fn accepts(upstream: &Upstream) -> bool {
-    let connecting = TcpStream::connect((upstream.host.as_str(), upstream.port));
-    matches!(timeout(PATIENCE, connecting).await, Ok(Ok(_)))
+    let connecting = async {
+        match &upstream.address {
+            Address::Tcp { host, port } => {
+                TcpStream::connect((host.as_str(), *port)).await.map(drop)
+            }
+            Address::Unix(path) => UnixStream::connect(path).await.map(drop),
+        }
+    };
+    matches!(timeout(PATIENCE, connecting).await, Ok(Ok(())))
 }
 
 impl Report {

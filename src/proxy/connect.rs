@@ -31,7 +31,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use super::error::{UpstreamError, classify_connect};
 use crate::{
     clock,
-    config::{Config, Upstream},
+    config::{Address, Config, Upstream},
     policy::FailureKind,
 };
 
@@ -153,6 +153,9 @@ async fn establish(
     tls: &Tls,
     resolver: &Resolver,
 ) -> Result<UpstreamIo, UpstreamError> {
+    if let Address::Unix(_) = upstream.address {
+        return Err(UpstreamError::new(FailureKind::Refused));
+    }
     let addresses = resolver
         .resolve(upstream)
         .await
@@ -177,8 +180,11 @@ pub struct Resolver(Mutex<Option<(Instant, Rc<[SocketAddr]>)>>);
 
 impl Resolver {
     async fn resolve(&self, upstream: &Upstream) -> io::Result<Rc<[SocketAddr]>> {
-        if let Ok(address) = upstream.host.parse::<IpAddr>() {
-            return Ok(Rc::new([SocketAddr::new(address, upstream.port)]));
+        let Address::Tcp { host, port } = &upstream.address else {
+            return Ok(Rc::new([]));
+        };
+        if let Ok(address) = host.parse::<IpAddr>() {
+            return Ok(Rc::new([SocketAddr::new(address, *port)]));
         }
         let mut known = self.0.lock().await;
         if let Some((when, addresses)) = &*known
@@ -186,7 +192,7 @@ impl Resolver {
         {
             return Ok(Rc::clone(addresses));
         }
-        let found = lookup_host((upstream.host.as_str(), upstream.port)).await?;
+        let found = lookup_host((host.as_str(), *port)).await?;
         let addresses: Rc<[SocketAddr]> = found.collect();
         *known = Some((clock::now(), Rc::clone(&addresses)));
         Ok(addresses)
@@ -217,7 +223,11 @@ async fn finish(
         .0
         .clone()
         .ok_or_else(|| refused("TLS is not set up".into()))?;
-    let name = ServerName::try_from(upstream.host.clone()).map_err(|e| refused(e.to_string()))?;
+    let host = match &upstream.address {
+        Address::Tcp { host, .. } => host.clone(),
+        Address::Unix(_) => "localhost".to_owned(),
+    };
+    let name = ServerName::try_from(host).map_err(|e| refused(e.to_string()))?;
     match TlsConnector::from(config).connect(name, stream).await {
         Ok(stream) => Ok(UpstreamIo::Tls(Box::new(stream))),
         Err(error) => Err(UpstreamError::caused(FailureKind::Tls, error)),

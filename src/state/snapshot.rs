@@ -142,8 +142,8 @@ mod tests {
         let reader = published.reader();
         let taken = reader.current();
         published.publish(snapshot("b"));
-        assert_eq!(taken.config.main.host, "a");
-        assert_eq!(reader.current().config.main.host, "b");
-        assert_eq!(published.load().config.main.host, "b");
+        assert_eq!(taken.config.main.host_header, "a");
+        assert_eq!(reader.current().config.main.host_header, "b");
+        assert_eq!(published.load().config.main.host_header, "b");
     }
 }
