@@ -18,7 +18,7 @@ const NOT_YET: [(&str, &str); 1] = [(
 )];
 
 /// Sections that are off unless something is in them, and may say so.
-const OFF: [&str; 2] = ["/traffic/sticky", "/sidecar/cache"];
+const OFF: [&str; 3] = ["/traffic/sticky", "/sidecar/cache", "/router-server/tls"];
 
 /// Reads the text; `None` only where it is not a JSON object at all.
 pub(super) fn read(text: &str, problems: &mut Problems) -> Option<Raw> {

@@ -1,12 +1,12 @@
 //! From what was written to what it means: every value and how they go together.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderValue, uri::Authority};
 use serde_json::Value;
 
 use super::{
-    Client, Config, Level, Log, Sidecar, StateFile, Upstream,
+    Client, ClientTls, Config, Level, Log, Sidecar, StateFile, Upstream,
     breakers::{breakers, limits},
     error::Problems,
     fallback::fallback,
@@ -15,28 +15,32 @@ use super::{
     rollout::rollout,
     server::server,
     sidecar,
+    tls::{client_tls, refuse_without_tls},
     traffic::{traffic, trusted_overrides},
     url::{masked_url, parse_url},
     values::{Size, Span},
 };
 use crate::policy::SidecarStatuses;
 
+const TO_SERVICES: &str = "/proxy-client/to-main-and-canary";
+const TO_SIDECAR: &str = "/proxy-client/to-sidecar";
+
 /// Turns what was written into what it means. Every problem is noted; the result is `None` only
 /// where one of them leaves nothing to go on with.
 pub(super) fn judge(raw: Raw, problems: &mut Problems) -> Option<Config> {
     let clients = &raw.proxy_client;
-    let to_services = client(
-        &clients.to_main_and_canary,
-        "/proxy-client/to-main-and-canary",
-        problems,
-    );
-    let to_sidecar = client(&clients.to_sidecar, "/proxy-client/to-sidecar", problems);
+    let to_services = client(&clients.to_main_and_canary, TO_SERVICES, problems);
+    let to_services_tls = client_tls(&clients.to_main_and_canary.tls, TO_SERVICES, problems);
+    let to_services_tls = Arc::new(to_services_tls);
+    let to_sidecar = client(&clients.to_sidecar, TO_SIDECAR, problems);
+    let to_sidecar_tls = Arc::new(client_tls(&clients.to_sidecar.tls, TO_SIDECAR, problems));
 
     let main = upstream(
         &raw.main_target,
         &raw.main_header_host,
         "main",
         to_services,
+        &to_services_tls,
         problems,
     );
     let canary = upstream(
@@ -44,12 +48,30 @@ pub(super) fn judge(raw: Raw, problems: &mut Problems) -> Option<Config> {
         &raw.canary_header_host,
         "canary",
         to_services,
+        &to_services_tls,
         problems,
     );
     let sidecar_upstream = match set(&raw.sidecar_url) {
         None => Some(None),
-        Some(url) => parse_url("/sidecar-url", url, to_sidecar, problems).map(Some),
+        Some(url) => {
+            parse_url("/sidecar-url", url, to_sidecar, &to_sidecar_tls, problems).map(Some)
+        }
     };
+    // What is wrong with a target has been told.
+    if let (Some(main), Some(canary)) = (&main, &canary)
+        && !main.tls
+        && !canary.tls
+    {
+        let why = "neither /main-target nor /canary-target is https://";
+        refuse_without_tls(&clients.to_main_and_canary.tls, TO_SERVICES, why, problems);
+    }
+    if let Some(upstream) = &sidecar_upstream
+        && !upstream.as_ref().is_some_and(|upstream| upstream.tls)
+        && !problems.has("/sidecar-url")
+    {
+        let why = "/sidecar-url is not https://";
+        refuse_without_tls(&clients.to_sidecar.tls, TO_SIDECAR, why, problems);
+    }
     let body = sidecar::body(&raw.sidecar, problems);
     let cache = sidecar::cache(&raw.sidecar, problems);
     sidecar::refuse_without_sidecar(&raw, body, cache.as_ref(), problems);
@@ -131,11 +153,12 @@ fn upstream(
     host: &Option<String>,
     name: &str,
     client: Client,
+    client_tls: &Arc<ClientTls>,
     problems: &mut Problems,
 ) -> Option<Upstream> {
     let path = format!("/{name}-target");
     let upstream = match set(url) {
-        Some(url) => parse_url(&path, url, client, problems),
+        Some(url) => parse_url(&path, url, client, client_tls, problems),
         None => {
             problems.add(
                 path,
@@ -194,7 +217,6 @@ fn client(raw: &RawClient, path: &str, problems: &mut Problems) -> Client {
         connect_timeout,
         max_idle_conns: to_usize(raw.max_idle_conns.0),
         idle_conn_timeout: span(raw.idle_conn_timeout),
-        insecure_skip_verify: raw.tls.insecure_skip_verify.0,
     }
 }
 

@@ -15,6 +15,7 @@ mod raw;
 mod rollout;
 mod server;
 mod sidecar;
+mod tls;
 mod traffic;
 mod url;
 mod values;
@@ -23,6 +24,7 @@ mod words;
 use std::{
     fmt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -33,6 +35,7 @@ use serde_json::Value;
 
 pub use error::{ConfigError, Problem};
 pub use rollout::LONGEST_TIMEOUT;
+pub use tls::{ClientTls, ServerTls};
 
 use crate::policy::{self, FailureRule, Rules, SidecarStatuses, Weight, breaker};
 use error::Problems;
@@ -90,6 +93,8 @@ pub struct Upstream {
     pub query: Option<String>,
     /// Timeouts and the pool.
     pub client: Client,
+    /// How it is spoken where `tls`; main and canary share it.
+    pub client_tls: Arc<ClientTls>,
 }
 
 /// Where an upstream is.
@@ -117,8 +122,6 @@ pub struct Client {
     pub max_idle_conns: usize,
     /// How long an idle connection is kept.
     pub idle_conn_timeout: Duration,
-    /// Take any TLS certificate.
-    pub insecure_skip_verify: bool,
 }
 
 /// The sidecar and what it is given.
@@ -320,6 +323,8 @@ pub struct StateFile {
 pub struct Server {
     /// Address to listen on.
     pub listen: Listen,
+    /// `None` is plain text.
+    pub tls: Option<ServerTls>,
     /// Data-plane threads; 0 is one per available core.
     pub workers: usize,
     /// The time for a request head to arrive, and for a request body to make progress.

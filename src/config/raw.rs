@@ -206,12 +206,21 @@ pub struct Step {
 pub struct RouterServer {
     pub host: Option<String>,
     pub port: Option<Port>,
+    pub tls: ServerTls,
     pub workers: Count,
     pub read_timeout: Option<Span>,
     pub write_timeout: Option<Span>,
     pub idle_timeout: Option<Span>,
     pub shutdown_timeout: Option<Span>,
     pub max_header_bytes: Option<Size>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default, expecting = "an object")]
+pub struct ServerTls {
+    pub certificate: Option<String>,
+    pub private_key: Option<String>,
+    pub client_ca: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -229,12 +238,16 @@ pub struct Client {
     pub max_idle_conns: Count,
     pub idle_conn_timeout: Option<Span>,
     pub disable_compression: Flag,
-    pub tls: Tls,
+    pub tls: ClientTls,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default, expecting = "an object")]
-pub struct Tls {
+pub struct ClientTls {
+    pub ca: Option<String>,
+    pub certificate: Option<String>,
+    pub private_key: Option<String>,
+    pub server_name: Option<String>,
     pub insecure_skip_verify: Flag,
 }
 
@@ -380,6 +393,14 @@ impl Raw {
         text(&mut self.state.file, "");
 
         let server = &mut self.router_server;
+        let tls = &mut server.tls;
+        for slot in [
+            &mut tls.certificate,
+            &mut tls.private_key,
+            &mut tls.client_ca,
+        ] {
+            text(slot, "");
+        }
         seconds(&mut server.read_timeout, 5);
         seconds(&mut server.write_timeout, 15);
         seconds(&mut server.idle_timeout, 120);
@@ -400,6 +421,15 @@ impl Raw {
                 client.connect_timeout = client
                     .timeout
                     .map(|Span(timeout)| Span(default_connect_timeout(timeout)));
+            }
+            let tls = &mut client.tls;
+            for slot in [
+                &mut tls.ca,
+                &mut tls.certificate,
+                &mut tls.private_key,
+                &mut tls.server_name,
+            ] {
+                text(slot, "");
             }
         }
         if let Some(instrumentation) = &mut self.instrumentation {

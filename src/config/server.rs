@@ -5,6 +5,7 @@ use super::{
     error::Problems,
     judge::{set, span, to_usize},
     raw::RouterServer,
+    tls::server_tls,
     values::Size,
 };
 
@@ -40,11 +41,13 @@ pub(super) fn server(raw: &RouterServer, problems: &mut Problems) -> Option<Serv
             format!("{max_header_bytes} is out of range: use \"1KiB\" to \"256KiB\""),
         );
     }
+    let tls = server_tls(&raw.tls, problems);
     Some(Server {
         listen: Listen {
             host: host?.to_owned(),
             port: port?,
         },
+        tls,
         workers: to_usize(workers),
         read_timeout: span(raw.read_timeout),
         write_timeout: span(raw.write_timeout),

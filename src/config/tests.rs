@@ -109,6 +109,7 @@ fn a_minimal_file_gets_every_default_of_the_contract() {
                 host: "127.0.0.1".into(),
                 port: 1345
             },
+            tls: None,
             workers: 0,
             read_timeout: seconds(5),
             write_timeout: seconds(15),
@@ -122,9 +123,15 @@ fn a_minimal_file_gets_every_default_of_the_contract() {
         connect_timeout: seconds(1),
         max_idle_conns: 1000,
         idle_conn_timeout: seconds(30),
-        insecure_skip_verify: false,
     };
     assert_eq!(config.main.client, client);
+    assert!(Arc::ptr_eq(
+        &config.main.client_tls,
+        &config.canary.client_tls
+    ));
+    let tls = &*config.main.client_tls;
+    assert!(tls.ca.is_none() && tls.identity.is_none() && tls.server_name.is_none());
+    assert!(!tls.insecure_skip_verify);
     let config = read(with(json!({"sidecar-url": "https://sidecar.example/ask"})));
     let sidecar = config.sidecar.unwrap();
     assert_eq!(
@@ -185,7 +192,7 @@ fn a_file_of_the_original_is_read_as_it_was() {
         config.sidecar.unwrap().upstream.client.timeout,
         Duration::from_secs(2)
     );
-    assert!(config.main.client.insecure_skip_verify);
+    assert!(config.main.client_tls.insecure_skip_verify);
     assert_eq!(config.trim_prefix, "/prefix");
     assert_eq!(
         config.log,

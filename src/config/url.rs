@@ -1,8 +1,10 @@
 //! The URLs of services, as the file has them.
 
+use std::sync::Arc;
+
 use http::{HeaderValue, Uri, uri::PathAndQuery};
 
-use super::{Address, Client, Upstream, error::Problems};
+use super::{Address, Client, ClientTls, Upstream, error::Problems};
 
 /// The longest path of a unix socket, in bytes: what `sun_path` has room for beside the zero at its end
 /// (unix(7)).
@@ -14,6 +16,7 @@ pub(super) fn parse_url(
     path: &str,
     url: &str,
     client: Client,
+    client_tls: &Arc<ClientTls>,
     problems: &mut Problems,
 ) -> Option<Upstream> {
     let read = match unix_socket(url) {
@@ -38,6 +41,7 @@ pub(super) fn parse_url(
             .filter(|query| !query.is_empty())
             .map(str::to_owned),
         client,
+        client_tls: Arc::clone(client_tls),
     })
 }
 
