@@ -6,7 +6,7 @@ use http::{HeaderValue, uri::Authority};
 use serde_json::Value;
 
 use super::{
-    Client, ClientTls, Config, Level, Log, Sidecar, StateFile, Upstream,
+    Client, ClientTls, Config, Level, Log, Protocol, Sidecar, StateFile, Upstream,
     breakers::{breakers, limits},
     error::Problems,
     fallback::fallback,
@@ -19,6 +19,7 @@ use super::{
     traffic::{traffic, trusted_overrides},
     url::{masked_url, parse_url},
     values::{Size, Span},
+    words::{unknown, word},
 };
 use crate::policy::SidecarStatuses;
 
@@ -212,12 +213,37 @@ fn client(raw: &RawClient, path: &str, problems: &mut Problems) -> Client {
             ),
         );
     }
+    let max_conn_age = span(raw.max_conn_age);
+    if max_conn_age < Duration::from_secs(1) {
+        problems.add(
+            format!("{path}/max-conn-age"),
+            format!("{max_conn_age:?} is too short: use \"1s\" or more"),
+        );
+    }
+    let written = set(&raw.protocol).unwrap_or_default();
+    let protocol = protocol(&format!("{path}/protocol"), written, problems);
     Client {
         timeout,
         connect_timeout,
         max_idle_conns: to_usize(raw.max_idle_conns.0),
         idle_conn_timeout: span(raw.idle_conn_timeout),
+        max_conn_age,
+        protocol: protocol.unwrap_or(Protocol::Http1),
     }
+}
+
+fn protocol(path: &str, written: &str, problems: &mut Problems) -> Option<Protocol> {
+    let known = [
+        ("http1", Protocol::Http1),
+        ("h2", Protocol::Http2),
+        ("auto", Protocol::Auto),
+    ];
+    // By its letters it is nearest to "http1".
+    if ["http2", "http/2"].contains(&&*written.to_ascii_lowercase()) {
+        problems.add(path, unknown(written, "h2", &known.map(|(word, _)| word)));
+        return None;
+    }
+    word(path, written, &known, problems)
 }
 
 fn sidecar_status(path: &str, status: u64, problems: &mut Problems) -> u16 {

@@ -122,6 +122,21 @@ pub struct Client {
     pub max_idle_conns: usize,
     /// How long an idle connection is kept.
     pub idle_conn_timeout: Duration,
+    /// A connection that is older is not used again, so that a changed name is followed; a second or more.
+    pub max_conn_age: Duration,
+    /// What is spoken.
+    pub protocol: Protocol,
+}
+
+/// `proxy-client.*.protocol`: what is spoken to an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// `"http1"`: HTTP/1.1.
+    Http1,
+    /// `"h2"`: HTTP/2, without TLS by prior knowledge (RFC 9113 section 3.3).
+    Http2,
+    /// `"auto"`: what the upstream chooses in the TLS handshake (ALPN); without TLS, HTTP/1.1.
+    Auto,
 }
 
 /// The sidecar and what it is given.
@@ -325,8 +340,16 @@ pub struct Server {
     pub listen: Listen,
     /// `None` is plain text.
     pub tls: Option<ServerTls>,
+    /// Whether HTTP/2 is spoken to clients that want it.
+    pub http2: bool,
+    /// From whom `X-Forwarded-*` and the PROXY header are believed; empty is nobody.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Whether connections of `trusted_proxies`, of which there is one at least, begin with a PROXY header.
+    pub proxy_protocol: bool,
     /// Data-plane threads; 0 is one per available core.
     pub workers: usize,
+    /// Connections at a time, over all workers; at most 10,000,000. 0 is what the descriptors allow.
+    pub max_connections: usize,
     /// The time for a request head to arrive, and for a request body to make progress.
     pub read_timeout: Duration,
     /// The time for a client to take some of what is sent to it.

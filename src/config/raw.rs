@@ -207,7 +207,11 @@ pub struct RouterServer {
     pub host: Option<String>,
     pub port: Option<Port>,
     pub tls: ServerTls,
+    pub http2: Option<Flag>,
+    pub trusted_proxies: Texts,
+    pub proxy_protocol: Flag,
     pub workers: Count,
+    pub max_connections: Count,
     pub read_timeout: Option<Span>,
     pub write_timeout: Option<Span>,
     pub idle_timeout: Option<Span>,
@@ -237,6 +241,8 @@ pub struct Client {
     pub connect_timeout: Option<Span>,
     pub max_idle_conns: Count,
     pub idle_conn_timeout: Option<Span>,
+    pub max_conn_age: Option<Span>,
+    pub protocol: Option<String>,
     pub disable_compression: Flag,
     pub tls: ClientTls,
 }
@@ -362,7 +368,7 @@ impl Raw {
     }
 
     /// Fills in the defaults. Zero means the default too, as in the original; where zero has a
-    /// meaning of its own (limits: off, workers: one per core) it is the default, but for sizes, the
+    /// meaning of its own (limits: off, workers: one per core, connections: what fits) it is the default, but for sizes, the
     /// budget of replays, the canary's share and what the judge allows in latency and failures, where
     /// zero is none.
     #[must_use]
@@ -401,6 +407,7 @@ impl Raw {
         ] {
             text(slot, "");
         }
+        server.http2.get_or_insert(Flag(true));
         seconds(&mut server.read_timeout, 5);
         seconds(&mut server.write_timeout, 15);
         seconds(&mut server.idle_timeout, 120);
@@ -416,6 +423,8 @@ impl Raw {
         ] {
             seconds(&mut client.timeout, timeout);
             seconds(&mut client.idle_conn_timeout, 30);
+            seconds(&mut client.max_conn_age, 300);
+            text(&mut client.protocol, "http1");
             count(&mut client.max_idle_conns, 1000);
             if client.connect_timeout.is_none_or(|span| span.0.is_zero()) {
                 client.connect_timeout = client

@@ -6,8 +6,14 @@ use super::{
     judge::{set, span, to_usize},
     raw::RouterServer,
     tls::server_tls,
-    values::Size,
+    traffic::networks,
+    values::{Flag, Size},
 };
+
+const TRUSTED_PROXIES: &str = "/router-server/trusted-proxies";
+
+/// What `max-connections` can be at most.
+const MOST_CONNECTIONS: u64 = 10_000_000;
 
 pub(super) fn server(raw: &RouterServer, problems: &mut Problems) -> Option<Server> {
     let host = set(&raw.host);
@@ -34,11 +40,31 @@ pub(super) fn server(raw: &RouterServer, problems: &mut Problems) -> Option<Serv
             ),
         );
     }
+    let max_connections = raw.max_connections.0;
+    if max_connections > MOST_CONNECTIONS {
+        problems.add(
+            "/router-server/max-connections",
+            format!(
+                "{max_connections} connections are more than any machine holds: use 0 (as many as there \
+                 are descriptors for) to {MOST_CONNECTIONS}"
+            ),
+        );
+    }
     let max_header_bytes = raw.max_header_bytes.map_or(0, |Size(bytes)| bytes);
     if !(1 << 10..=256 << 10).contains(&max_header_bytes) {
         problems.add(
             "/router-server/max-header-bytes",
             format!("{max_header_bytes} is out of range: use \"1KiB\" to \"256KiB\""),
+        );
+    }
+    let trusted_proxies = networks(TRUSTED_PROXIES, &raw.trusted_proxies, problems);
+    let nobody_is_trusted = raw.trusted_proxies.0.is_empty() && !problems.has(TRUSTED_PROXIES);
+    if raw.proxy_protocol.0 && nobody_is_trusted {
+        problems.add(
+            "/router-server/proxy-protocol",
+            "has no effect: the PROXY header is read from /router-server/trusted-proxies only (a \
+             connection of anybody else is taken as it is), and there are none; write the networks \
+             that your proxies are in, such as [\"10.0.0.0/8\"], or take this out",
         );
     }
     let tls = server_tls(&raw.tls, problems);
@@ -48,7 +74,11 @@ pub(super) fn server(raw: &RouterServer, problems: &mut Problems) -> Option<Serv
             port: port?,
         },
         tls,
+        http2: raw.http2.is_none_or(|Flag(on)| on),
+        trusted_proxies,
+        proxy_protocol: raw.proxy_protocol.0,
         workers: to_usize(workers),
+        max_connections: to_usize(max_connections),
         read_timeout: span(raw.read_timeout),
         write_timeout: span(raw.write_timeout),
         idle_timeout: span(raw.idle_timeout),
@@ -56,3 +86,6 @@ pub(super) fn server(raw: &RouterServer, problems: &mut Problems) -> Option<Serv
         max_header_bytes: to_usize(max_header_bytes),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -110,7 +110,11 @@ fn a_minimal_file_gets_every_default_of_the_contract() {
                 port: 1345
             },
             tls: None,
+            http2: true,
+            trusted_proxies: Vec::new(),
+            proxy_protocol: false,
             workers: 0,
+            max_connections: 0,
             read_timeout: seconds(5),
             write_timeout: seconds(15),
             idle_timeout: seconds(120),
@@ -123,6 +127,8 @@ fn a_minimal_file_gets_every_default_of_the_contract() {
         connect_timeout: seconds(1),
         max_idle_conns: 1000,
         idle_conn_timeout: seconds(30),
+        max_conn_age: seconds(300),
+        protocol: Protocol::Http1,
     };
     assert_eq!(config.main.client, client);
     assert!(Arc::ptr_eq(

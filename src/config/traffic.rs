@@ -117,13 +117,18 @@ fn refuse_without_cookie(raw: &RawSticky, problems: &mut Problems) {
 
 /// `None` is everyone, an empty list nobody.
 pub(super) fn trusted_overrides(raw: &RawOverride, problems: &mut Problems) -> Option<Vec<IpNet>> {
-    let Texts(written) = raw.trusted.as_ref()?;
+    let written = raw.trusted.as_ref()?;
+    Some(networks("/override/trusted", written, problems))
+}
+
+/// A list of networks and addresses.
+pub(super) fn networks(path: &str, Texts(written): &Texts, problems: &mut Problems) -> Vec<IpNet> {
     let networks = written.iter().enumerate().filter_map(|(i, written)| {
         network(written)
-            .map_err(|why| problems.add(format!("/override/trusted/{i}"), why))
+            .map_err(|why| problems.add(format!("{path}/{i}"), why))
             .ok()
     });
-    Some(networks.collect())
+    networks.collect()
 }
 
 fn network(written: &str) -> Result<IpNet, String> {
