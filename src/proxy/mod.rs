@@ -11,6 +11,7 @@
 //! | [`conversation`] | the requests of one client, one after the other; how a connection ends |
 //! | [`connection`] | what a client connection has received and has yet to send |
 //! | [`http1`] | HTTP/1.1 as bytes: what is understood, and what is refused |
+//! | [`http2`] | HTTP/2: what the `h2` crate leaves to us |
 //! | [`watch`] | what a connection waits for and since when |
 //! | [`service`] | the pipeline |
 //! | [`message`], [`fields`], [`headers`], [`uri`] | message heads; what is passed on, and how it is rewritten |
@@ -36,6 +37,7 @@ pub mod fields;
 pub mod forward;
 pub mod headers;
 pub mod http1;
+pub mod http2;
 pub mod listener;
 pub mod message;
 pub mod pool;
