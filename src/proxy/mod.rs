@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`listener`] | binds the sockets and accepts |
 //! | [`worker`] | the thread: runtime, accepted connections, sweep of deadlines, drain |
+//! | [`proxy_protocol`] | reads whose connection a load balancer passes on |
 //! | [`conversation`] | the requests of one client, one after the other; how a connection ends |
 //! | [`connection`] | what a client connection has received and has yet to send |
 //! | [`http1`] | HTTP/1.1 as bytes: what is understood, and what is refused |
@@ -41,6 +42,7 @@ pub mod http2;
 pub mod listener;
 pub mod message;
 pub mod pool;
+pub mod proxy_protocol;
 pub mod record;
 pub mod service;
 pub mod sidecar;
