@@ -201,7 +201,7 @@ pub fn cookie<'a>(headers: &'a Fields, name: &'a [u8]) -> Option<&'a [u8]> {
 /// The values of all cookies of a name.
 pub fn cookies<'a>(headers: &'a Fields, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
     headers
-        .named("cookie")
+        .all(Known::Cookie)
         .flat_map(|value| value.split(|&byte| byte == b';'))
         .filter_map(move |pair| {
             let pair = pair.trim_ascii();

@@ -16,6 +16,7 @@
 //! | [`watch`] | what a connection waits for and since when |
 //! | [`service`] | the pipeline |
 //! | [`message`], [`fields`], [`headers`], [`uri`] | message heads; what is passed on, and how it is rewritten |
+//! | [`forwarded`] | who a request comes from, behind proxies that we trust |
 //! | [`sidecar`], [`answers`] | asks main or canary, or knows from before |
 //! | [`split`] | draws by the weight; who is whose, with sticky assignment |
 //! | [`forward`] | sends to an upstream, falls back to main |
@@ -36,6 +37,7 @@ pub mod date;
 pub mod error;
 pub mod fields;
 pub mod forward;
+pub mod forwarded;
 pub mod headers;
 pub mod http1;
 pub mod http2;
