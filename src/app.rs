@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{mpsc, watch};
+use rustls::ServerConfig;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::info;
 
 use crate::{
@@ -20,9 +21,9 @@ use crate::{
     },
     proxy::{
         answers::Answers,
-        connect::{TlsError, TlsSettings},
         listener,
         split::Lots,
+        tls::{TlsError, TlsSettings, server_config},
         worker::{self, Run, Setup, Shared},
     },
     state::{
@@ -37,6 +38,7 @@ pub struct App {
     proxy: Vec<TcpListener>,
     instrumentation: Option<TcpListener>,
     tls: TlsSettings,
+    server_tls: Option<Arc<ServerConfig>>,
     keeper: Option<Keeper>,
     /// What makes the draws of this installation its own.
     salt: u128,
@@ -103,6 +105,7 @@ impl App {
     /// What keeps the process from starting.
     pub fn bind(config: Config) -> Result<App, StartError> {
         let tls = TlsSettings::new(&config)?;
+        let server_tls = server_config(&config.server)?;
         let keeper = match &config.state {
             Some(state) => Some(Keeper::open(&state.path).map_err(StartError::State)?),
             None => None,
@@ -131,6 +134,7 @@ impl App {
             proxy,
             instrumentation,
             tls,
+            server_tls,
             keeper,
             salt,
         })
@@ -206,6 +210,11 @@ impl App {
             answers,
             lots: Lots::new(self.salt),
             tls: self.tls,
+            server_tls: self.server_tls,
+            places: match config.server.max_connections {
+                0 => None,
+                most => Some(Arc::new(Semaphore::new(most))),
+            },
             workers,
         };
         for (i, listener) in self.proxy.into_iter().enumerate() {

@@ -31,7 +31,9 @@ pub mod window;
 pub use decide::{
     Barriers, Decision, Facts, Reason, Refusal, Rules, SidecarAnswer, SidecarStatuses,
 };
-pub use outcome::{CacheResult, FailureKind, FailureRule, Fallback, Outcome, SidecarResult};
+pub use outcome::{
+    CacheResult, FailureKind, FailureRule, Fallback, Outcome, SidecarResult, is_grpc_failure,
+};
 pub use weight::Weight;
 
 /// One of the two upstreams.

@@ -41,6 +41,13 @@ impl FailureRule {
     }
 }
 
+/// Whether a gRPC status code is a failure of the server, rather than its answer: `UNKNOWN`,
+/// `DEADLINE_EXCEEDED`, `INTERNAL`, `UNAVAILABLE`, `DATA_LOSS` (grpc/doc/statuscodes.md). Where an answer has
+/// one, it counts and not the HTTP status, which is 200.
+pub const fn is_grpc_failure(code: u32) -> bool {
+    matches!(code, 2 | 4 | 13 | 14 | 15)
+}
+
 /// What went wrong with an upstream: the closed set behind the `kind` label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FailureKind {

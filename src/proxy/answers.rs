@@ -6,6 +6,7 @@
 //! panics the 200th time.)
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -170,7 +171,11 @@ impl Drop for Waiting<'_> {
 
 /// What `declared` is in this request. Each part says how long it is, so that no two lists of parts look
 /// the same; a header or cookie that is not there differs from an empty one.
-pub fn key(declared: &[CacheKey], head: &RequestHead, client: &str) -> Key {
+pub fn key<'a>(
+    declared: &[CacheKey],
+    head: &RequestHead,
+    client: impl Fn() -> Cow<'a, str>,
+) -> Key {
     let mut key = Vec::with_capacity(64);
     let mut put = |part: Option<&[u8]>| {
         let length = part.map_or(u64::MAX, |part| part.len() as u64);
@@ -189,7 +194,7 @@ pub fn key(declared: &[CacheKey], head: &RequestHead, client: &str) -> Key {
             CacheKey::Method => put(Some(head.method.as_str().as_bytes())),
             CacheKey::Path => put(Some(head.target.path())),
             CacheKey::Query => put(head.target.query()),
-            CacheKey::ClientIp => put(Some(client.as_bytes())),
+            CacheKey::ClientIp => put(Some(client().as_bytes())),
         }
     }
     key.into()

@@ -1,7 +1,7 @@
 //! Bodies on their way through: one type each way, no boxed trait objects.
 
 use std::{
-    rc::Rc,
+    future::poll_fn,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -11,13 +11,15 @@ use tracing::debug;
 
 use super::{
     call::{Call, CallError},
-    connection::{BrokenBody, Connection},
+    client::Client,
+    connection::BrokenBody,
     error::UpstreamError,
     fields::Fields,
     message::Frame,
     record::Record,
+    watch::Watch,
 };
-use crate::policy::Target;
+use crate::{clock, policy::Target};
 
 /// How much of a body is logged at most.
 const LOGGED_BYTES: usize = 4 << 10;
@@ -42,14 +44,14 @@ struct Kept {
 
 /// What of a request body is still to come in.
 struct Rest {
-    connection: Rc<Connection>,
+    client: Client,
     /// How long the upstream may take to answer after the last byte.
     timeout: Duration,
 }
 
 impl Drop for Rest {
     fn drop(&mut self) {
-        self.connection.watch.upload_over();
+        self.client.watch().upload_over();
     }
 }
 
@@ -66,11 +68,11 @@ impl RequestBody {
     }
 
     /// A body of which `read` was read, and the rest is to come from the client.
-    pub fn streaming(read: Bytes, connection: &Rc<Connection>, timeout: Duration) -> RequestBody {
+    pub fn streaming(read: Bytes, client: &Client, timeout: Duration) -> RequestBody {
         let mut body = RequestBody::whole(read, None);
-        if !connection.is_body_over() {
+        if !client.is_body_over() {
             body.rest = Some(Rest {
-                connection: Rc::clone(connection),
+                client: client.clone(),
                 timeout,
             });
         }
@@ -127,7 +129,7 @@ impl RequestBody {
         let rest = match (&self.trailers, &self.rest) {
             (Some(_), _) => return None,
             (None, None) => 0,
-            (None, Some(rest)) => rest.connection.body_length()?,
+            (None, Some(rest)) => rest.client.body_length()?,
         };
         Some(self.read.len() as u64 + rest)
     }
@@ -165,22 +167,18 @@ impl RequestBody {
     /// The upstream does not keep up; see [`Inbox::slow_down`](super::http1::inbox::Inbox::slow_down).
     pub fn slow_down(&self) {
         if let Some(rest) = &self.rest {
-            rest.connection.slow_down();
+            rest.client.slow_down();
         }
     }
 
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BrokenBody>>> {
-        let Some(Rest {
-            connection,
-            timeout,
-        }) = &self.rest
-        else {
+        let Some(Rest { client, timeout }) = &self.rest else {
             return Poll::Ready(None);
         };
-        let polled = connection.poll_body(cx);
-        connection.watch.uploading(polled.is_pending(), *timeout);
+        let polled = client.poll_body(cx);
+        client.watch().uploading(polled.is_pending(), *timeout);
         let frame = ready!(polled);
-        if connection.is_body_over() || !matches!(frame, Some(Ok(_))) {
+        if client.is_body_over() || !matches!(frame, Some(Ok(_))) {
             self.rest = None;
         }
         Poll::Ready(frame)
@@ -208,7 +206,7 @@ pub enum BrokenResponse {
 
 /// An upstream's response body, with all that hangs on its end.
 pub struct ResponseBody {
-    call: Box<Call>,
+    call: Call,
     target: Target,
     record: Option<Record>,
     log: Option<BodyLog>,
@@ -217,7 +215,7 @@ pub struct ResponseBody {
 impl ResponseBody {
     /// `record` belongs to the request, `target` is who answered it (main, where a request for the
     /// canary fell back).
-    pub fn new(call: Box<Call>, target: Target, record: Record) -> ResponseBody {
+    pub fn new(call: Call, target: Target, record: Record) -> ResponseBody {
         ResponseBody {
             call,
             target,
@@ -236,6 +234,11 @@ impl ResponseBody {
             Some(Ok(frame)) => {
                 if let (Some(log), Frame::Data(data)) = (&mut self.log, &frame) {
                     log.add(data);
+                }
+                match (&mut self.record, &frame) {
+                    (Some(record), Frame::Data(_)) => record.content_came(),
+                    (Some(record), Frame::Trailers(trailers)) => record.trailers_came(trailers),
+                    (None, _) => {}
                 }
                 if self.call.is_over() {
                     self.completed();
@@ -303,6 +306,25 @@ impl Body {
             Body::Text(_) => true,
             Body::Upstream(body) => body.call.is_done(),
         }
+    }
+
+    /// Whether it is known that nothing more comes.
+    pub fn is_over(&self) -> bool {
+        match self {
+            Body::Text(text) => text.is_empty(),
+            Body::Upstream(body) => body.call.is_over(),
+        }
+    }
+
+    /// Sends the rest of the request that this is the response to, when the response is over already; for
+    /// `timeout` at most. Whether it came to its end.
+    pub async fn finish_upload(&mut self, watch: &Watch, timeout: Duration) -> bool {
+        if self.is_exchange_over() {
+            return true;
+        }
+        let sent = poll_fn(|cx| self.poll_upload(cx));
+        let sent = watch.within(clock::now() + timeout, sent).await;
+        matches!(sent, Ok(Ok(())))
     }
 
     /// Goes on sending the request that this is the response to, while the client does not read it, or

@@ -3,26 +3,20 @@
 
 use std::{
     cell::{Cell, RefCell},
-    future::Future,
     io,
-    net::{IpAddr, SocketAddr},
-    pin::{Pin, pin},
+    pin::Pin,
     rc::Rc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::{BufMut, BytesMut};
 use socket2::SockRef;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf, Ready},
-    net::TcpStream,
-    task::coop::unconstrained,
-};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf, Ready};
 
 use super::{
     fields::KnownSet,
-    headers,
+    forwarded::Peer,
     http1::{
         chunked,
         framing::{Decoder, Framing, Step},
@@ -30,6 +24,7 @@ use super::{
         inbox::Inbox,
         outbox::Outbox,
     },
+    io::Io,
     message::{Frame, RequestHead, ResponseHead},
     watch::{Stage, Watch},
     worker::Worker,
@@ -44,21 +39,21 @@ pub struct Connection {
     pub worker: Rc<Worker>,
     /// What it waits for.
     pub watch: Watch,
-    /// The client's address. An IPv4 client of a dual-stack listener has an IPv4 one.
-    pub client: IpAddr,
-    /// The same, as `X-Forwarded-For` shows it.
-    pub forwarded_for: String,
-    stream: RefCell<TcpStream>,
+    /// Who is at the other end.
+    pub peer: Peer,
+    /// By what the client is known from its current request on, as the value of `Set-Cookie`.
+    pub cookie: Cell<Option<Box<[u8]>>>,
+    io: RefCell<Io>,
     inbox: RefCell<Inbox>,
     search: RefCell<Search>,
     outbox: RefCell<Outbox>,
     body: RefCell<Decoder>,
     /// The client waits for a `100 Continue` before it sends its body.
     continue_awaited: Cell<bool>,
+    /// It has served a request.
+    served: Cell<bool>,
     /// No further request is waited for.
     leaving: Cell<bool>,
-    /// By what the client is known from its current request on, as the value of `Set-Cookie`.
-    cookie: Cell<Option<Box<[u8]>>>,
 }
 
 /// Why a request did not come in.
@@ -66,6 +61,8 @@ pub struct Connection {
 pub enum NoRequest {
     /// What came is none.
     Bad(BadHead),
+    /// The client speaks HTTP/2.
+    Http2,
     /// The connection is over.
     Ended,
 }
@@ -82,32 +79,31 @@ pub enum BrokenBody {
 }
 
 impl Connection {
-    /// For a client at `peer`.
-    pub fn new(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) -> Rc<Connection> {
+    /// With `peer` at the other end.
+    pub fn new(worker: Rc<Worker>, io: Io, peer: Peer) -> Rc<Connection> {
         Rc::new(Connection {
             worker,
             watch: Watch::new(),
-            client: peer.ip().to_canonical(),
-            forwarded_for: headers::forwarded_for(peer.ip()),
-            stream: RefCell::new(stream),
+            peer,
+            cookie: Cell::new(None),
+            io: RefCell::new(io),
             inbox: RefCell::default(),
             search: RefCell::default(),
             outbox: RefCell::default(),
             body: RefCell::new(Decoder::ended()),
             continue_awaited: Cell::new(false),
+            served: Cell::new(false),
             leaving: Cell::new(false),
-            cookie: Cell::new(None),
         })
     }
 
-    /// The response to the current request is to set this cookie, whoever gives it.
-    pub fn set_cookie(&self, cookie: Option<Box<[u8]>>) {
-        self.cookie.set(cookie);
-    }
-
-    /// What that is, once.
-    pub fn take_cookie(&self) -> Option<Box<[u8]>> {
-        self.cookie.take()
+    /// What is left of it for another protocol: the other end, the connection, and what was read of it.
+    /// `None` while somebody still has to do with it.
+    pub fn into_parts(self: Rc<Self>) -> Option<(Peer, Io, BytesMut)> {
+        let Connection {
+            peer, io, inbox, ..
+        } = Rc::into_inner(self)?;
+        Some((peer, io.into_inner(), inbox.into_inner().bytes))
     }
 
     /// Waits for the next request head.
@@ -146,12 +142,22 @@ impl Connection {
         match head::parse_request(bytes, search, max_bytes) {
             Ok(Some(head)) => return Some(Ok(head)),
             Ok(None) => {}
+            Err(BadHead::Http2Preface) if self.takes_http2() => {
+                return Some(Err(NoRequest::Http2));
+            }
             Err(bad) => return Some(Err(NoRequest::Bad(bad))),
         }
         if !bytes.is_empty() {
             self.watch.received();
         }
         None
+    }
+
+    /// Whether a client may begin with HTTP/2 here (RFC 9113 section 3.3): on a new connection, which has
+    /// not agreed on anything else.
+    fn takes_http2(&self) -> bool {
+        let is_new = matches!(self.watch.stage(), Stage::Fresh | Stage::Head) && !self.served.get();
+        self.worker.http2 && is_new && matches!(*self.io.borrow(), Io::Plain(_))
     }
 
     /// A request was read up to its body.
@@ -233,7 +239,7 @@ impl Connection {
     pub fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut outbox = self.outbox.borrow_mut();
         let mut written = 0;
-        outbox.poll_write(&mut *self.stream.borrow_mut(), cx, &mut written)
+        outbox.poll_write(&mut *self.io.borrow_mut(), cx, &mut written)
     }
 
     /// Whether all was sent.
@@ -243,6 +249,7 @@ impl Connection {
 
     /// A request is over: the connection waits for the next one, if that is not there yet.
     pub fn rest(&self) {
+        self.served.set(true);
         let mut inbox = self.inbox.borrow_mut();
         inbox.rest();
         // What is there already of the next head, if anything, is noticed when it is looked at.
@@ -270,43 +277,38 @@ impl Connection {
     /// Whether the connection is broken, so that nothing can be sent to the client. If not, the task is
     /// woken when that happens while the client sends nothing.
     pub fn poll_broken(&self, cx: &mut Context<'_>) -> bool {
-        let quiet = self.stream.borrow().poll_read_ready(cx).is_pending();
+        let quiet = self.io.borrow().socket().poll_read_ready(cx).is_pending();
         !quiet && self.is(Interest::WRITABLE, Ready::is_write_closed)
     }
 
     /// What is known of the socket, without asking the kernel.
     fn is(&self, interest: Interest, what: impl FnOnce(Ready) -> bool) -> bool {
-        let stream = self.stream.borrow();
-        let state = pin!(unconstrained(stream.ready(interest)));
-        let mut cx = Context::from_waker(Waker::noop());
-        matches!(state.poll(&mut cx), Poll::Ready(Ok(state)) if what(state))
+        let io = self.io.borrow();
+        io.socket().known(interest).is_some_and(what)
     }
 
     /// Whether the client has sent something that was not read.
     pub fn has_unread(&self) -> bool {
-        let mut byte = [0];
         !self.is_body_over()
             || !self.inbox.borrow().bytes.is_empty()
-            || self
-                .stream
-                .borrow()
-                .try_read(&mut byte)
-                .is_ok_and(|read| read > 0)
+            || self.io.borrow().has_unread()
     }
 
     /// Has the close that follows be a reset: the one way to say that what was sent was not all.
     pub fn reset(&self) {
-        let _best_effort = SockRef::from(&*self.stream.borrow()).set_linger(Some(Duration::ZERO));
+        if let Some(tcp) = self.io.borrow().tcp() {
+            let _best_effort = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+        }
     }
 
     /// Writes `bytes` if the socket takes them at once.
     pub fn try_write(&self, bytes: &[u8]) {
-        let _best_effort = self.stream.borrow().try_write(bytes);
+        self.io.borrow_mut().try_write(bytes);
     }
 
     fn poll_fill(&self, cx: &mut Context<'_>, expected: u64) -> Poll<io::Result<usize>> {
         self.inbox.borrow_mut().poll_fill(
-            &mut *self.stream.borrow_mut(),
+            &mut *self.io.borrow_mut(),
             &mut self.worker.scratch.borrow_mut(),
             expected,
             cx,
@@ -338,7 +340,7 @@ impl AsyncRead for Raw<'_> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.stream.borrow_mut()).poll_read(cx, buf)
+        Pin::new(&mut *self.0.io.borrow_mut()).poll_read(cx, buf)
     }
 }
 
@@ -348,14 +350,14 @@ impl AsyncWrite for Raw<'_> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0.stream.borrow_mut()).poll_write(cx, buf)
+        Pin::new(&mut *self.0.io.borrow_mut()).poll_write(cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.stream.borrow_mut()).poll_flush(cx)
+        Pin::new(&mut *self.0.io.borrow_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.stream.borrow_mut()).poll_shutdown(cx)
+        Pin::new(&mut *self.0.io.borrow_mut()).poll_shutdown(cx)
     }
 }

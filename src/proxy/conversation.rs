@@ -16,6 +16,7 @@ use tracing::debug;
 
 use super::{
     body::{Body, BrokenResponse},
+    client::Client,
     connection::{Connection, NoRequest, Raw},
     error::{Refusal, RequestError},
     fields::{Fields, Known, KnownSet, put_field},
@@ -49,6 +50,8 @@ enum End {
     Unread,
     /// What was sent must not look complete.
     Broken,
+    /// It is HTTP/2.
+    Http2,
     /// It is no longer HTTP.
     Tunnel(Box<Tunnel>),
     /// The client let us wait for too long, at this stage.
@@ -59,8 +62,9 @@ enum End {
     Cut(Stage),
 }
 
-/// Serves a client until one of the two sides has had enough.
-pub async fn serve(connection: Rc<Connection>) {
+/// Serves a client until one of the two sides has had enough, or the client turns out to speak HTTP/2: then
+/// gives the connection back.
+pub async fn serve(connection: Rc<Connection>) -> Option<Rc<Connection>> {
     let end = {
         let mut talk = pin!(talk(&connection));
         poll_fn(|cx| {
@@ -82,6 +86,7 @@ pub async fn serve(connection: Rc<Connection>) {
         // What was in flight for this client, if anything, is cancelled here.
     };
     match end {
+        End::Http2 => return Some(connection),
         End::Quiet => close(&connection, connection.has_unread()).await,
         End::Unread => close(&connection, true).await,
         End::Broken => connection.reset(),
@@ -101,6 +106,7 @@ pub async fn serve(connection: Rc<Connection>) {
         // Nothing was sent that is not whole.
         End::Cut(Stage::Fresh | Stage::Idle | Stage::Head | Stage::Request | Stage::Finishing) => {}
     }
+    None
 }
 
 /// All requests of a client, one after the other.
@@ -109,6 +115,7 @@ async fn talk(connection: &Rc<Connection>) -> End {
         let head = match poll_fn(|cx| connection.poll_request(cx)).await {
             Ok(head) => head,
             Err(NoRequest::Ended) => return End::Quiet,
+            Err(NoRequest::Http2) => return End::Http2,
             Err(NoRequest::Bad(bad)) => {
                 let refused = RequestError::from(Refusal::from(bad));
                 let facts = Facts::of_no_request();
@@ -139,7 +146,8 @@ async fn answer(connection: &Rc<Connection>, head: RequestHead) -> Option<End> {
                     .get(Known::Expect)
                     .is_some_and(|expected| expected.eq_ignore_ascii_case(b"100-continue"));
             connection.begin_body(framing, continue_awaited);
-            service::handle(head, connection, started).await
+            let client = Client::Http1(Rc::clone(connection));
+            service::handle(head, &client, started).await
         }
         Err(unclear) => service::explain(&Refusal::from(unclear).into()),
     };
@@ -232,7 +240,8 @@ async fn respond(connection: &Rc<Connection>, facts: &Facts, reply: Reply) -> Op
         // The response is known to be over, though the request is not.
         let _already_gone = Raw(connection).finish().await;
     }
-    let finished = finish_upload(connection, &mut sending.body).await;
+    let timeout = forward::response_timeout(&connection.worker.snapshot.current().config);
+    let finished = sending.body.finish_upload(&connection.watch, timeout).await;
     match stays {
         // More of what was refused may be on its way.
         false if finished && !refused => Some(End::Quiet),
@@ -278,11 +287,21 @@ fn put_head(
     if !head.headers.has(Known::Date) {
         put_field(out, b"date", connection.worker.date.borrow().as_bytes());
     }
-    if let Some(cookie) = connection.take_cookie() {
+    if let Some(cookie) = connection.cookie.take() {
         put_field(out, b"set-cookie", &cookie);
     }
-    if let (Body::Text(text), true) = (body, has_length) {
-        head::put_length(out, text.len() as u64);
+    let length = match body {
+        Body::Text(text) if has_length => Some(text.len() as u64),
+        // HTTP/2 need not say it.
+        Body::Upstream(_)
+            if coding == Coding::Length && !head.headers.has(Known::ContentLength) =>
+        {
+            body.length()
+        }
+        _ => None,
+    };
+    if let Some(length) = length {
+        head::put_length(out, length);
     }
     if coding == Coding::Chunked {
         out.put_slice(b"transfer-encoding: chunked\r\n");
@@ -377,17 +396,6 @@ impl Sending {
             connection.put(|out| chunked::put_end(out, trailers));
         }
     }
-}
-
-/// Sends the rest of a request whose response is over already. Whether it came to its end.
-async fn finish_upload(connection: &Connection, body: &mut Body) -> bool {
-    if body.is_exchange_over() {
-        return true;
-    }
-    let timeout = forward::response_timeout(&connection.worker.snapshot.current().config);
-    let sent = poll_fn(|cx| body.poll_upload(cx));
-    let sent = connection.watch.within(clock::now() + timeout, sent).await;
-    matches!(sent, Ok(Ok(())))
 }
 
 /// Whether what is left of a request that nobody reads is little, and will come.

@@ -59,7 +59,8 @@ impl Refusal {
     pub fn status(&self) -> StatusCode {
         match self {
             // 505 would be for a request that is one but for its version; this may be anything.
-            Refusal::Bad(_) | Refusal::Head(BadHead::Malformed(_) | BadHead::Version) => {
+            Refusal::Bad(_)
+            | Refusal::Head(BadHead::Malformed(_) | BadHead::Version | BadHead::Http2Preface) => {
                 StatusCode::BAD_REQUEST
             }
             Refusal::Head(BadHead::TargetTooLong) => StatusCode::URI_TOO_LONG,
@@ -119,7 +120,7 @@ impl fmt::Display for UpstreamError {
             FailureKind::Tls => "the TLS handshake with the upstream failed",
             FailureKind::Timeout => "the upstream did not answer in time",
             FailureKind::Reset => "the upstream closed the connection without an answer",
-            FailureKind::Malformed => "the upstream's answer is not valid HTTP/1.1",
+            FailureKind::Malformed => "the upstream's answer is not valid HTTP",
             FailureKind::BodyCut => "the upstream broke off its answer",
         })
     }

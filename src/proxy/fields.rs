@@ -152,6 +152,11 @@ impl KnownSet {
         KnownSet(self.0 | known.bit())
     }
 
+    /// These and those.
+    pub const fn and(self, other: KnownSet) -> KnownSet {
+        KnownSet(self.0 | other.0)
+    }
+
     const fn contains(self, known: Option<Known>) -> bool {
         match known {
             Some(known) => self.0 & known.bit() != 0,
@@ -270,6 +275,18 @@ impl Fields {
         self.list
             .iter()
             .map(|field| (self.at(field.name), self.at(field.value)))
+    }
+
+    /// Names and values, to keep, in their order, but for some.
+    pub fn iter_without(&self, skipped: KnownSet) -> impl Iterator<Item = (&[u8], Bytes)> {
+        let passed = self
+            .list
+            .iter()
+            .filter(move |field| !skipped.contains(field.known));
+        passed.map(|field| {
+            let value = field.value.start as usize..field.value.end as usize;
+            (self.at(field.name), self.bytes.slice(value))
+        })
     }
 
     /// How many bytes they take at most when written.

@@ -16,12 +16,13 @@ use tracing::{Level, debug, enabled};
 use super::{
     body::{Body, RequestBody, ResponseBody},
     call::{Call, CallError},
-    connection::Connection,
+    client::Client,
     error::{RequestError, UpstreamError},
     fields::Known,
+    forwarded::Origin,
     headers,
     message::{RequestHead, ResponseHead},
-    pool::Pool,
+    pool::{Leased, Pool, Want},
     record::Record,
     service::{self, Reply, Then},
     upgrade::Tunnel,
@@ -30,18 +31,22 @@ use super::{
 use crate::{
     clock,
     config::{Config, Replay, Upstream},
-    policy::{FailureKind, Fallback, Target, breaker::Refused},
+    policy::{FailureKind, Fallback, Target, breaker::Refused, is_grpc_failure},
     state::Permit,
 };
 
 /// A request that is decided, and what its sending depends on.
 pub struct Exchange<'a> {
-    /// The client's connection.
-    pub connection: &'a Rc<Connection>,
+    /// The client.
+    pub client: &'a Client,
     /// The configuration that this request goes by.
     pub config: &'a Config,
     /// The head, stripped and prepared; its target is trimmed.
     pub head: &'a RequestHead,
+    /// Where the request comes from.
+    pub origin: &'a Origin<'a>,
+    /// What it is called, where its client did not say so.
+    pub request_id: Option<&'a [u8]>,
     /// The protocol that the client asks to switch to.
     pub upgrade: Option<Bytes>,
     /// Whether the client said `TE: trailers`.
@@ -53,7 +58,7 @@ pub struct Answer {
     /// Its head.
     pub head: ResponseHead,
     /// What its body comes by.
-    pub call: Box<Call>,
+    pub call: Call,
 }
 
 /// A request that got no answer.
@@ -80,7 +85,7 @@ impl Exchange<'_> {
     pub async fn run(self, body: RequestBody, record: Record) -> Result<Reply, RequestError> {
         let target = record.reason().target();
         let fixed = self.config.fallback.fixed.as_ref();
-        let tally = &self.connection.worker.tally;
+        let tally = &self.client.worker().tally;
         let mut upload = Upload::new(body);
         if self.config.log.request_body && enabled!(Level::DEBUG) {
             upload.body().logged(target);
@@ -126,7 +131,8 @@ impl Exchange<'_> {
         }
         match self.send(Target::Canary, upload, &mut record).await {
             Ok(mut answer) => {
-                let is_bad = fallback.statuses.contains(&answer.head.status.as_u16());
+                let is_bad = fallback.statuses.contains(&answer.head.status.as_u16())
+                    || has_failed_by_grpc(&answer.head);
                 let wanted = is_bad && may_be_repeated && answer.call.is_repeatable();
                 // What is not replayed stays with its call, which may not have sent all of it yet.
                 let again = self.within_budget(wanted).and_then(|permit| {
@@ -176,7 +182,7 @@ impl Exchange<'_> {
     /// Counts a request that the canary has had, and looks whether it may go to main as well, if that is
     /// `wanted`.
     fn within_budget(&self, wanted: bool) -> Option<Option<Permit>> {
-        let worker = &self.connection.worker;
+        let worker = &self.client.worker();
         if self.config.fallback.replay != Replay::Failures {
             return None;
         }
@@ -199,7 +205,7 @@ impl Exchange<'_> {
     }
 
     fn permit_for_main(&self) -> Result<Option<Permit>, Refused> {
-        self.connection.worker.admission.admit_main(clock::uptime)
+        self.client.worker().admission.admit_main(clock::uptime)
     }
 
     /// The canary has failed, and is charged: main answers, and the client does not notice.
@@ -231,12 +237,14 @@ impl Exchange<'_> {
         record: &mut Record,
     ) -> Result<Answer, Unanswered> {
         let (upstream, pool) = match target {
-            Target::Main => (&self.config.main, &self.connection.worker.pools.main),
-            Target::Canary => (&self.config.canary, &self.connection.worker.pools.canary),
+            Target::Main => (&self.config.main, &self.client.worker().pools.main),
+            Target::Canary => (&self.config.canary, &self.client.worker().pools.canary),
         };
         let message = Message {
             head: self.head,
-            client: &self.connection.forwarded_for,
+            peer: self.client.peer(),
+            origin: self.origin,
+            request_id: self.request_id,
             takes_trailers: self.takes_trailers,
             upgrade: self.upgrade.as_deref(),
             sidecar: None,
@@ -244,16 +252,16 @@ impl Exchange<'_> {
         if enabled!(Level::DEBUG) {
             log(target, self.head, upload.length());
         }
-        let informed = self.head.version == Version::HTTP_11;
-        record.sending(self.connection.is_body_over());
-        let sent = send_once(self.connection, pool, upstream, &message, upload, informed).await;
-        record.has_all_since(self.connection.watch.uploaded());
-        record.has_connection_since(self.connection.watch.connected());
+        let informed = self.head.version >= Version::HTTP_11;
+        record.sending(self.client.is_body_over());
+        let sent = send_once(self.client, pool, upstream, &message, upload, informed).await;
+        record.has_all_since(self.client.watch().uploaded());
+        record.has_connection_since(self.client.watch().connected());
         match sent {
             Ok(answer) => {
                 // Of a 101 it is not known yet whether anybody had asked for it.
                 if answer.head.status != StatusCode::SWITCHING_PROTOCOLS {
-                    record.answered(target, answer.head.status);
+                    record.answered(target, &answer.head);
                 }
                 Ok(answer)
             }
@@ -299,7 +307,7 @@ impl Exchange<'_> {
                 record.failed(target, &error);
                 return Err(error.into());
             };
-            record.answered(target, head.status);
+            record.answered(target, &head);
             return Ok(Reply {
                 head,
                 body: Body::Text(Bytes::new()),
@@ -319,11 +327,17 @@ impl Exchange<'_> {
     }
 }
 
+/// Whether a head is all there is of an answer of gRPC's, and says that the server has failed.
+fn has_failed_by_grpc(head: &ResponseHead) -> bool {
+    headers::is_grpc(&head.headers)
+        && headers::grpc_status(&head.headers).is_some_and(is_grpc_failure)
+}
+
 /// Sends on a connection from the pool, and on a new one if that turns out to have been closed before
 /// the upstream could read anything of the request. Connecting has its own timeout, so that a request is
 /// still in hand when that is over; `timeout` bounds both.
 async fn send_once(
-    connection: &Connection,
+    client: &Client,
     pool: &Rc<Pool>,
     upstream: &Upstream,
     message: &Message<'_>,
@@ -334,35 +348,51 @@ async fn send_once(
     let method = &message.head.method;
     let mut closed = false;
     loop {
-        upload.address(upstream, message);
-        let lease = match pool.lease(upstream, closed).await {
-            Ok(lease) => lease,
-            Err(error) => {
+        let want = Want {
+            new: closed,
+            // What is written for one version cannot be sent by the other.
+            http1: upload.is_written(),
+            tunnel: message.upgrade.is_some(),
+        };
+        let leased = pool.lease(upstream, want).await;
+        let reused = leased.as_ref().is_ok_and(Leased::is_reused);
+        let called = match leased {
+            Ok(leased) => {
+                if !reused {
+                    client.watch().connected_now();
+                }
+                Call::new(leased, upload, upstream, message)
+            }
+            Err(error) => Err((error, upload)),
+        };
+        let mut call = match called {
+            Ok(call) => call,
+            Err((_, unread)) if reused => {
+                (upload, closed) = (unread, true);
+                continue;
+            }
+            Err((error, upload)) => {
                 return Err(Unanswered {
                     error: error.into(),
                     request: Returned::Unread(upload),
                 });
             }
         };
-        let reused = lease.is_reused();
-        if !reused {
-            connection.watch.connected_now();
-        }
-        let mut call = Call::new(lease, upload);
-        let client = informed.then_some(connection);
+        let informed = informed.then_some(client);
         let response = poll_fn(|cx| {
             let sent = call.body_sent();
-            let polled = call.poll_response(method, client, cx);
+            let polled = call.poll_response(method, informed, cx);
             // A service that takes the body slowly is at work. A sidecar has its time, and no more.
             if call.body_sent() > sent && message.sidecar.is_none() {
-                connection.watch.upload_moved(upstream.client.timeout);
+                client.watch().upload_moved(upstream.client.timeout);
             }
             polled
         });
-        let error = match connection.watch.within(deadline, response).await {
+        let error = match client.watch().within(deadline, response).await {
             Ok(Ok(head)) => return Ok(Answer { head, call }),
             Ok(Err(error)) => error,
             Err(_elapsed) => {
+                call.gave_up();
                 return Err(Unanswered {
                     error: UpstreamError::new(FailureKind::Timeout).into(),
                     request: Returned::Sent(call.take_upload()),
@@ -393,14 +423,14 @@ async fn send_once(
 /// # Errors
 /// No answer in time.
 pub async fn ask(
-    connection: &Connection,
+    client: &Client,
     pool: &Rc<Pool>,
     upstream: &Upstream,
     message: &Message<'_>,
     body: RequestBody,
 ) -> Result<Answer, UpstreamError> {
     let upload = Upload::new(body);
-    match send_once(connection, pool, upstream, message, upload, false).await {
+    match send_once(client, pool, upstream, message, upload, false).await {
         Ok(Answer { head, .. }) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
             Err(UpstreamError::caused(
                 FailureKind::Malformed,

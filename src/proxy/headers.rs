@@ -4,14 +4,10 @@
 //! what we add is added; never the other way round, or a client could have our additions removed by
 //! naming them in `Connection`.
 
-use std::{
-    collections::HashSet,
-    net::{IpAddr, Ipv6Addr},
-};
+use std::{collections::HashSet, net::Ipv6Addr};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{Method, Version, uri::Authority};
-use ipnet::IpNet;
 
 use super::{
     error::Refusal,
@@ -36,7 +32,7 @@ const NOT_REMOVABLE: KnownSet = KnownSet::of(&[Known::Host, Known::ContentLength
 
 /// What may not come after the content (RFC 9110 section 6.5.1): framing, routing, authentication,
 /// and what says how the content is to be read.
-const NOT_IN_TRAILERS: [&str; 22] = [
+const NOT_IN_TRAILERS: [&str; 28] = [
     "authorization",
     "cache-control",
     "connection",
@@ -46,6 +42,7 @@ const NOT_IN_TRAILERS: [&str; 22] = [
     "content-type",
     "cookie",
     "expect",
+    "forwarded",
     "host",
     "keep-alive",
     "max-forwards",
@@ -59,6 +56,11 @@ const NOT_IN_TRAILERS: [&str; 22] = [
     "transfer-encoding",
     "upgrade",
     "x-canary",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+    "x-request-id",
 ];
 
 /// What could be used to act as the client.
@@ -131,7 +133,7 @@ pub fn wanted_upgrade(head: &RequestHead, has_body: bool) -> Result<Option<Bytes
     let h2c =
         || tokens(&head.headers, Known::Upgrade).any(|token| token.eq_ignore_ascii_case(b"h2c"));
     let named = connection_says(&head.headers, "upgrade");
-    if !named || head.version != Version::HTTP_11 || h2c() {
+    if !named || head.version < Version::HTTP_11 || h2c() {
         return Ok(None);
     }
     if has_body {
@@ -140,11 +142,6 @@ pub fn wanted_upgrade(head: &RequestHead, has_body: bool) -> Result<Option<Bytes
         ));
     }
     Ok(Some(protocol))
-}
-
-/// Whether this client's `X-Canary` is believed (`override.trusted`).
-pub fn is_trusted(client: IpAddr, trusted: Option<&[IpNet]>) -> bool {
-    trusted.is_none_or(|trusted| trusted.iter().any(|net| net.contains(&client)))
 }
 
 /// Takes off everything that belongs to this connection only, and what `Connection` names. Whether the
@@ -167,18 +164,6 @@ pub fn strip_hop_by_hop(headers: &mut Fields) -> bool {
     }
     headers.remove(HOP_BY_HOP);
     trailers
-}
-
-/// Writes `X-Forwarded-For`: what was there, and the client's address behind it.
-pub fn put_forwarded_for(headers: &Fields, client: &[u8], out: &mut BytesMut) {
-    out.put_slice(b"x-forwarded-for: ");
-    let earlier = headers.all(Known::XForwardedFor);
-    for earlier in earlier.filter(|value| !value.is_empty()) {
-        out.put_slice(earlier);
-        out.put_slice(b", ");
-    }
-    out.put_slice(client);
-    out.put_slice(b"\r\n");
 }
 
 /// Asks for the switch again, on our own connection to the upstream or the client.
@@ -214,10 +199,23 @@ pub fn connection_says(headers: &Fields, token: &str) -> bool {
     tokens(headers, Known::Connection).any(|one| one.eq_ignore_ascii_case(token.as_bytes()))
 }
 
-/// The address of a client as `X-Forwarded-For` shows it. An IPv4 client of a dual-stack listener is
-/// shown as IPv4.
-pub fn forwarded_for(client: IpAddr) -> String {
-    client.to_canonical().to_string()
+/// Whether a message is gRPC's (grpc/doc/PROTOCOL-HTTP2.md): `application/grpc`, perhaps with `+` and what
+/// messages are written in. gRPC-Web is something else, which says its status in its content.
+pub fn is_grpc(headers: &Fields) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    headers.named("content-type").next().is_some_and(|kind| {
+        let (start, rest) = kind.split_at(GRPC.len().min(kind.len()));
+        start.eq_ignore_ascii_case(GRPC) && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
+    })
+}
+
+/// What gRPC says of how a call ended; of what is no number, that this is not known (2).
+pub fn grpc_status(headers: &Fields) -> Option<u32> {
+    let code = headers.named("grpc-status").next()?;
+    let code = std::str::from_utf8(code)
+        .ok()
+        .and_then(|code| code.parse().ok());
+    Some(code.unwrap_or(2))
 }
 
 /// Headers as a JSON object for the debug log: what could be used to act as the client is not shown.
@@ -319,19 +317,6 @@ mod tests {
         assert!(connection_says(&headers, "X-A"));
         strip_hop_by_hop(&mut headers);
         assert!(headers.is_empty());
-    }
-
-    #[test]
-    fn the_client_address_is_appended_to_what_was_there() {
-        let client = forwarded_for("::ffff:192.0.2.1".parse().unwrap());
-        let written = |headers| {
-            let mut out = BytesMut::new();
-            put_forwarded_for(&headers, client.as_bytes(), &mut out);
-            String::from_utf8(out.to_vec()).unwrap()
-        };
-        assert_eq!(written(fields(&[])), "x-forwarded-for: 192.0.2.1\r\n");
-        let earlier = fields(&[("x-forwarded-for", "a, b"), ("X-Forwarded-For", "c")]);
-        assert_eq!(written(earlier), "x-forwarded-for: a, b, c, 192.0.2.1\r\n");
     }
 
     #[test]

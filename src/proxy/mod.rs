@@ -29,8 +29,10 @@
 //! | [`error`] | what can fail, and which status that is |
 
 pub mod answers;
+pub mod arrival;
 pub mod body;
 pub mod call;
+pub mod client;
 pub mod connect;
 pub mod connection;
 pub mod conversation;
@@ -42,17 +44,21 @@ pub mod forwarded;
 pub mod headers;
 pub mod http1;
 pub mod http2;
+pub mod io;
 pub mod listener;
 pub mod message;
 pub mod pool;
 pub mod proxy_protocol;
 pub mod record;
+pub mod refusal;
 pub mod request_id;
 pub mod service;
 pub mod sidecar;
 pub mod split;
+pub mod tls;
 pub mod upgrade;
 pub mod upload;
 pub mod uri;
 pub mod watch;
+pub mod websocket;
 pub mod worker;

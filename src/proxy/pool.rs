@@ -11,12 +11,25 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    time::timeout,
+};
+
 use super::{
-    connect::{Resolver, Tls, UpstreamIo, connect},
+    connect::{Resolver, connect},
     error::UpstreamError,
     http1::inbox::{Inbox, Scratch},
+    http2::upstream::{Shared, Slot},
+    io::Io,
+    refusal::has_refused_all_behind,
+    tls::Tls,
 };
-use crate::{clock, config::Upstream};
+use crate::{
+    clock,
+    config::{Client, Protocol, Upstream},
+    policy::FailureKind,
+};
 
 /// The idle connections to one upstream.
 pub struct Pool {
@@ -26,6 +39,32 @@ pub struct Pool {
     room: Rc<Room>,
     scratch: Rc<RefCell<Scratch>>,
     idle_timeout: Duration,
+    max_age: Duration,
+    /// Connections that requests share.
+    shared: Shared,
+    /// Such connections are made one at a time.
+    opening: Mutex<()>,
+    /// Whether the last one was, or is expected to be, such a connection.
+    is_shared: Cell<bool>,
+}
+
+/// What a request wants of its connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Want {
+    /// It has to be new.
+    pub new: bool,
+    /// It has to speak HTTP/1.1, where there is a choice.
+    pub http1: bool,
+    /// It is to become a tunnel.
+    pub tunnel: bool,
+}
+
+/// What a request gets.
+pub enum Leased {
+    /// A connection, for itself.
+    Http1(Lease),
+    /// A place on one.
+    Http2(Slot),
 }
 
 /// How many idle connections may be kept; pools may share it.
@@ -35,19 +74,21 @@ pub struct Room {
 }
 
 struct Idle {
-    io: UpstreamIo,
+    io: Io,
     written: u64,
     since: Instant,
+    born: Instant,
 }
 
 /// A connection for one request.
 pub struct Lease {
     /// The connection.
-    pub io: UpstreamIo,
+    pub io: Io,
     /// What it has sent us and was not yet understood.
     pub inbox: Inbox,
     /// How many bytes the requests before sent on it.
     written: u64,
+    born: Instant,
     pool: Rc<Pool>,
 }
 
@@ -67,7 +108,7 @@ impl Pool {
         tls: Tls,
         room: Rc<Room>,
         scratch: Rc<RefCell<Scratch>>,
-        idle_timeout: Duration,
+        client: &Client,
     ) -> Rc<Pool> {
         Rc::new(Pool {
             tls,
@@ -75,27 +116,108 @@ impl Pool {
             idle: RefCell::new(Vec::new()),
             room,
             scratch,
-            idle_timeout,
+            idle_timeout: client.idle_conn_timeout,
+            max_age: client.max_conn_age,
+            shared: Shared::default(),
+            opening: Mutex::default(),
+            is_shared: Cell::new(client.protocol != Protocol::Http1),
         })
     }
 
-    /// The connection that became idle last, or a new one: if there is none, or it has to be `new`.
+    /// A connection for a request: one from before, or a new one.
     ///
     /// # Errors
     /// No connection could be made.
     pub async fn lease(
         self: &Rc<Self>,
         upstream: &Upstream,
-        new: bool,
-    ) -> Result<Lease, UpstreamError> {
-        let (io, written) = match if new { None } else { self.take_idle() } {
-            Some(idle) => idle,
-            None => (connect(upstream, &self.tls, &self.resolver).await?, 0),
+        want: Want,
+    ) -> Result<Leased, UpstreamError> {
+        if !self.may_share(upstream, want) {
+            return match if want.new { None } else { self.take_idle() } {
+                Some(idle) => Ok(self.leased(idle)),
+                None => {
+                    let io = connect(upstream, &self.tls, &self.resolver, true).await?;
+                    Ok(self.fresh(io))
+                }
+            };
+        }
+        if let Some(leased) = self.take_any(want) {
+            return Ok(leased);
+        }
+        // Who comes together shares what the first one has made.
+        let alone = match self.is_shared.get() {
+            true => Some(self.open_alone(upstream).await?),
+            false => None,
         };
-        Ok(Lease {
+        if alone.is_some()
+            && let Some(leased) = self.take_any(want)
+        {
+            return Ok(leased);
+        }
+        let io = connect(upstream, &self.tls, &self.resolver, false).await?;
+        let is_shared = match upstream.client.protocol {
+            Protocol::Http2 if upstream.tls && !io.agreed_on_http2() => {
+                let why = "it does not agree on HTTP/2 (ALPN)";
+                return Err(UpstreamError::caused(FailureKind::Tls, why));
+            }
+            Protocol::Http2 => true,
+            Protocol::Auto | Protocol::Http1 => io.agreed_on_http2(),
+        };
+        self.is_shared.set(is_shared);
+        if !is_shared {
+            return Ok(self.fresh(io));
+        }
+        let slot = self.shared.begin(io).await?;
+        if want.tunnel {
+            slot.settled(upstream.client.connect_timeout).await;
+        }
+        Ok(Leased::Http2(slot))
+    }
+
+    /// Whether HTTP/2 is spoken, or may be.
+    fn may_share(&self, upstream: &Upstream, want: Want) -> bool {
+        match upstream.client.protocol {
+            Protocol::Http1 => false,
+            Protocol::Http2 => true,
+            // Of what speaks both a tunnel is had more surely by HTTP/1.1.
+            Protocol::Auto => upstream.tls && !want.http1 && !want.tunnel,
+        }
+    }
+
+    async fn open_alone(&self, upstream: &Upstream) -> Result<MutexGuard<'_, ()>, UpstreamError> {
+        let turn = timeout(upstream.client.connect_timeout, self.opening.lock());
+        turn.await
+            .map_err(|_| UpstreamError::new(FailureKind::ConnectTimeout))
+    }
+
+    fn take_any(self: &Rc<Self>, want: Want) -> Option<Leased> {
+        if want.new {
+            return None;
+        }
+        let slot = self.shared.take(self.max_age);
+        slot.map(Leased::Http2)
+            .or_else(|| Some(self.leased(self.take_idle()?)))
+    }
+
+    fn fresh(self: &Rc<Self>, io: Io) -> Leased {
+        self.leased(Idle {
+            io,
+            written: 0,
+            since: clock::recent(),
+            born: clock::recent(),
+        })
+    }
+
+    fn leased(self: &Rc<Self>, idle: Idle) -> Leased {
+        let Idle {
+            io, written, born, ..
+        } = idle;
+        Leased::Http1(Lease {
             io,
             inbox: Inbox::default(),
             written,
+            born,
             pool: Rc::clone(self),
         })
     }
@@ -103,31 +225,41 @@ impl Pool {
     /// Closes what has been idle for too long, or was closed by the upstream.
     pub fn evict(&self, now: Instant) {
         self.idle.borrow_mut().retain_mut(|idle| {
-            let keep =
-                now.saturating_duration_since(idle.since) < self.idle_timeout && idle.io.is_quiet();
+            let keep = self.is_fresh(idle, now) && idle.io.is_quiet();
             if !keep {
                 self.room.used.set(self.room.used.get() - 1);
             }
             keep
         });
+        self.shared.evict(now, self.idle_timeout, self.max_age);
     }
 
-    fn take_idle(&self) -> Option<(UpstreamIo, u64)> {
+    /// The connection that became idle last.
+    fn take_idle(&self) -> Option<Idle> {
         let mut idle = self.idle.borrow_mut();
         let now = clock::recent();
-        while let Some(Idle {
-            mut io,
-            written,
-            since,
-        }) = idle.pop()
-        {
+        while let Some(mut last) = idle.pop() {
             self.room.used.set(self.room.used.get() - 1);
-            let fresh = now.saturating_duration_since(since) < self.idle_timeout;
-            if fresh && io.is_quiet() {
-                return Some((io, written));
+            if self.is_fresh(&last, now) && last.io.is_quiet() {
+                return Some(last);
             }
         }
         None
+    }
+
+    fn is_fresh(&self, idle: &Idle, now: Instant) -> bool {
+        now.saturating_duration_since(idle.since) < self.idle_timeout
+            && now.saturating_duration_since(idle.born) < self.max_age
+    }
+}
+
+impl Leased {
+    /// Whether the connection served a request before: then the upstream may have closed it meanwhile.
+    pub fn is_reused(&self) -> bool {
+        match self {
+            Leased::Http1(lease) => lease.is_reused(),
+            Leased::Http2(slot) => slot.is_reused(),
+        }
     }
 }
 
@@ -148,9 +280,9 @@ impl Lease {
     }
 
     /// Whether the upstream, which has ended the connection, can have read nothing of this request; see
-    /// [`UpstreamIo::has_refused_all_behind`].
+    /// [`has_refused_all_behind`].
     pub async fn has_refused(&self) -> bool {
-        self.io.has_refused_all_behind(self.written).await
+        has_refused_all_behind(&self.io, self.written).await
     }
 
     /// Gives the connection back after a request of `sent` bytes, and a response that was read to its end.
@@ -160,8 +292,8 @@ impl Lease {
             io,
             inbox,
             written,
+            born,
             pool,
-            ..
         } = self;
         if inbox.bytes.is_empty() && pool.room.used.get() < pool.room.limit {
             pool.room.used.set(pool.room.used.get() + 1);
@@ -169,6 +301,7 @@ impl Lease {
                 io,
                 written: written + sent,
                 since: clock::recent(),
+                born,
             });
         }
     }

@@ -12,11 +12,14 @@ use tracing::warn;
 
 use super::{
     error::{Chain, UpstreamError},
+    fields::Fields,
+    headers,
+    message::ResponseHead,
     worker::Worker,
 };
 use crate::{
     clock,
-    policy::{FailureRule, Fallback, Outcome, Reason, Target},
+    policy::{FailureRule, Fallback, Outcome, Reason, Target, is_grpc_failure},
     state::{Permit, Snapshot, Trial},
 };
 
@@ -34,8 +37,19 @@ pub struct Record {
     connected: Option<Instant>,
     /// Since `sent` the upstream has all of it.
     is_whole: bool,
+    /// What is still awaited of an answer of gRPC's.
+    grpc: Option<Grpc>,
     /// What the judge is to be told. Boxed: most requests have none, and it would be handed around with all.
     judged: Option<Box<Judged>>,
+}
+
+/// An answer of gRPC's says behind its content whether it is a failure.
+#[derive(Clone, Copy)]
+struct Grpc {
+    target: Target,
+    /// None of its content has come: a message, of which most answers have one, is what its head is elsewhere,
+    /// since servers send that early or late as they like.
+    is_empty: bool,
 }
 
 /// A request that chance has assigned while the judge looks, up to the moment from which its end says nothing.
@@ -63,6 +77,7 @@ impl Record {
             sent: clock::recent(),
             connected: None,
             is_whole: false,
+            grpc: None,
             judged: None,
         }
     }
@@ -107,8 +122,52 @@ impl Record {
     }
 
     /// The head of the final response has come. It is charged if its status says so; whether it is a
-    /// success shows when the last byte has come.
-    pub fn answered(&mut self, target: Target, status: StatusCode) {
+    /// success shows when the last byte has come. What gRPC answers is known by its trailers.
+    pub fn answered(&mut self, target: Target, head: &ResponseHead) {
+        if head.status != StatusCode::OK || !headers::is_grpc(&head.headers) {
+            return self.has_status(target, head.status);
+        }
+        match headers::grpc_status(&head.headers) {
+            Some(code) => self.has_grpc_status(target, code),
+            None => {
+                self.grpc = Some(Grpc {
+                    target,
+                    is_empty: true,
+                });
+            }
+        }
+    }
+
+    /// Some content of the response has come.
+    #[inline]
+    pub fn content_came(&mut self) {
+        if let Some(grpc) = &mut self.grpc
+            && std::mem::replace(&mut grpc.is_empty, false)
+        {
+            let target = grpc.target;
+            self.has_status(target, StatusCode::OK);
+        }
+    }
+
+    /// The trailers of the response have come.
+    pub fn trailers_came(&mut self, trailers: &Fields) {
+        if let (Some(grpc), Some(code)) = (self.grpc, headers::grpc_status(trailers)) {
+            self.grpc = None;
+            match grpc.is_empty {
+                false if !is_grpc_failure(code) => {}
+                _ => self.has_grpc_status(grpc.target, code),
+            }
+        }
+    }
+
+    fn has_grpc_status(&mut self, target: Target, code: u32) {
+        match is_grpc_failure(code) {
+            true => self.has_failed(target),
+            false => self.has_status(target, StatusCode::OK),
+        }
+    }
+
+    fn has_status(&mut self, target: Target, status: StatusCode) {
         if status.as_u16() >= 500 {
             self.worker.tally.failed(target);
         }
@@ -131,6 +190,10 @@ impl Record {
 
     /// The last byte of the response has come. Only the first end counts.
     pub fn completed(&mut self) {
+        if let Some(grpc) = self.grpc.take() {
+            // To its client that is a failure too (grpc/doc/PROTOCOL-HTTP2.md).
+            self.has_failed(grpc.target);
+        }
         self.judged = None;
         if let Some(permit) = self.permit.take() {
             permit.completed(clock::moment(clock::recent()), fastrand::f64());
@@ -139,6 +202,7 @@ impl Record {
 
     /// What became of the request says nothing about the upstream.
     pub fn ignored(&mut self) {
+        self.grpc = None;
         self.judged = None;
         self.permit = None;
     }
@@ -146,6 +210,20 @@ impl Record {
     /// An upstream failed: counts it, charges it, and says so (seldom).
     pub fn failed(&mut self, target: Target, error: &UpstreamError) {
         self.worker.tally.failure(target, error.kind);
+        self.grpc = None;
+        self.has_failed(target);
+        if let Some(suppressed) = self.worker.warnings.targets[target.index()].allow() {
+            warn!(
+                target = target.label(),
+                kind = error.kind.label(),
+                error = %Chain(error),
+                suppressed,
+                "upstream failed"
+            );
+        }
+    }
+
+    fn has_failed(&mut self, target: Target) {
         self.worker.tally.failed(target);
         if let Some(judged) = self.judged.take() {
             judged.failed();
@@ -155,15 +233,6 @@ impl Record {
             && permit.target() == target
         {
             permit.failed(took, now, fastrand::f64());
-        }
-        if let Some(suppressed) = self.worker.warnings.targets[target.index()].allow() {
-            warn!(
-                target = target.label(),
-                kind = error.kind.label(),
-                error = %Chain(error),
-                suppressed,
-                "upstream failed"
-            );
         }
     }
 

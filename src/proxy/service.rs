@@ -8,7 +8,7 @@
 //! treatment of messages is in [`super::headers`] or [`super::forward`]. This function only says in
 //! which order they come.
 
-use std::{rc::Rc, sync::Arc, time::Instant};
+use std::{borrow::Cow, rc::Rc, sync::Arc, time::Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{Method, StatusCode, Version};
@@ -16,16 +16,19 @@ use tracing::debug;
 
 use super::{
     body::{Body, RequestBody},
-    connection::Connection,
+    client::Client,
     error::{Chain, Refusal, RequestError},
     fields::{Known, KnownSet, put_field},
     forward::{self, Exchange},
+    forwarded::{self, Origin, Peer},
     headers,
     http1::head,
     message::{RequestHead, ResponseHead},
     record::Record,
+    request_id,
     sidecar::{self, Question},
     upgrade::Tunnel,
+    uri,
 };
 use crate::{
     clock,
@@ -67,8 +70,8 @@ pub enum Then {
 }
 
 /// Answers one request. Its body is read from the connection.
-pub async fn handle(request: RequestHead, connection: &Rc<Connection>, started: Instant) -> Reply {
-    match route(request, connection, started).await {
+pub async fn handle(request: RequestHead, client: &Client, started: Instant) -> Reply {
+    match route(request, client, started).await {
         Ok(reply) => reply,
         Err(error) => explain(&error),
     }
@@ -76,31 +79,43 @@ pub async fn handle(request: RequestHead, connection: &Rc<Connection>, started: 
 
 async fn route(
     mut head: RequestHead,
-    connection: &Rc<Connection>,
+    client: &Client,
     started: Instant,
 ) -> Result<Reply, RequestError> {
     headers::vet(&head)?;
     if is_health_check(&head) {
         return Ok(own(StatusCode::OK, &[TEXT], "OK"));
     }
-    let worker = &connection.worker;
+    let (worker, peer) = (client.worker(), client.peer());
     let snapshot = worker.snapshot.current();
     let config = &*snapshot.config;
 
-    let upgrade = headers::wanted_upgrade(&head, !connection.is_body_over())?;
+    let upgrade = headers::wanted_upgrade(&head, !client.is_body_over())?;
     let takes_trailers = headers::strip_hop_by_hop(&mut head.headers);
     head.target = head.target.trimmed(&config.trim_prefix);
 
-    if !headers::is_trusted(connection.client, config.trusted_overrides.as_deref()) {
-        head.headers.remove(KnownSet::of(&[Known::XCanary]));
+    if !uri::can_be_said(&head.target, config) {
+        return Err(Refusal::Bad("the request target cannot be said in HTTP/2").into());
     }
+
+    let proxies = &config.server.trusted_proxies;
+    if let Some(trusted) = &config.trusted_overrides {
+        let client = forwarded::origin(&head.headers, peer, proxies).client;
+        if !trusted.iter().any(|net| net.contains(&client)) {
+            head.headers.remove(KnownSet::of(&[Known::XCanary]));
+        }
+    }
+    let head = head;
+    let origin = forwarded::origin(&head.headers, peer, proxies);
+    let request_id = made_request_id(&head);
+    let request_id = request_id.as_ref().map(|id| &id[..]);
     let facts = Facts {
         forced: forced_by_header(head.headers.get(Known::XCanary)),
         barriers: worker.admission.barriers(clock::uptime),
         weight: snapshot.split.weight,
     };
     let timeout = forward::response_timeout(config);
-    let stream = || RequestBody::streaming(Bytes::new(), connection, timeout);
+    let stream = || RequestBody::streaming(Bytes::new(), client, timeout);
     let (reason, body) = match (decide(facts, snapshot.rules), &config.sidecar) {
         (Decision::Route(reason), _) => (reason, stream()),
         (Decision::Eligible, _) => (Reason::WeightCanary, stream()),
@@ -109,17 +124,19 @@ async fn route(
         (Decision::AskSidecar(statuses), Some(sidecar)) => {
             let question = Question {
                 head: &head,
+                origin: &origin,
+                request_id,
                 takes_trailers,
                 response_timeout: timeout,
                 statuses,
             };
-            let (answer, body) = sidecar::decide(connection, sidecar, &question).await?;
+            let (answer, body) = sidecar::decide(client, sidecar, &question).await?;
             (after_sidecar(answer, statuses), body)
         }
     };
 
     let (reason, trial) = match reason.is_eligible() {
-        true => draw(reason, config, &head, connection),
+        true => draw(reason, config, &head, &origin, client),
         false => (reason, None),
     };
     let (admitted, permit) = admit(reason, &worker.admission);
@@ -131,9 +148,11 @@ async fn route(
         record.judge(snapshot, trial);
     }
     Exchange {
-        connection,
+        client,
         config,
         head: &head,
+        origin: &origin,
+        request_id,
         upgrade,
         takes_trailers,
     }
@@ -148,16 +167,16 @@ fn draw(
     reason: Reason,
     config: &Config,
     head: &RequestHead,
-    connection: &Connection,
+    origin: &Origin<'_>,
+    client: &Client,
 ) -> (Reason, Option<(Arc<Snapshot>, Trial)>) {
-    let worker = &connection.worker;
+    let worker = client.worker();
     let snapshot = worker.snapshot.current();
     let split = snapshot.split;
     let sticky = config.traffic.sticky.as_ref();
-    let lot = worker
-        .lots
-        .draw(split, sticky, head, &connection.forwarded_for);
-    connection.set_cookie(lot.cookie);
+    let address = || shown(origin, client.peer());
+    let lot = worker.lots.draw(split, sticky, head, address);
+    client.set_cookie(lot.cookie);
     let reason = reason.drawn(lot.target);
     // Where something stands before one of the targets, requests are missing there, and nothing can be compared.
     let tick = split.tick.filter(|_| worker.admission.is_clear());
@@ -171,6 +190,23 @@ fn draw(
         (snapshot, trial)
     });
     (reason, trial)
+}
+
+/// The client's address as text.
+pub fn shown<'a>(origin: &Origin<'_>, peer: &'a Peer) -> Cow<'a, str> {
+    match origin.client == peer.address {
+        true => Cow::Borrowed(&peer.text),
+        false => Cow::Owned(origin.client.to_string()),
+    }
+}
+
+/// What a request is called that does not say so itself.
+fn made_request_id(head: &RequestHead) -> Option<[u8; 36]> {
+    let said = head.headers.get(Known::XRequestId);
+    match said.is_some_and(|id| !id.is_empty()) {
+        true => None,
+        false => Some(request_id::fresh(fastrand::u128(..))),
+    }
 }
 
 /// HEAD is GET without the body (RFC 9110 section 9.3.2), and some probes prefer it.

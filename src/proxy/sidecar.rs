@@ -7,7 +7,6 @@
 
 use std::{
     future::poll_fn,
-    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -17,11 +16,13 @@ use tracing::{debug, warn};
 use super::{
     answers::{self, Kept, NoAnswer},
     body::RequestBody,
-    connection::Connection,
+    client::Client,
     error::{Chain, RequestError},
     fields::Fields,
     forward::{self, Answer},
+    forwarded::Origin,
     message::{Frame, RequestHead},
+    service,
     upload::{Message, Part},
 };
 use crate::{
@@ -50,15 +51,17 @@ struct Collected {
 /// # Errors
 /// The request body broke off: nobody gets any of it.
 pub async fn decide(
-    connection: &Rc<Connection>,
+    client: &Client,
     sidecar: &Sidecar,
     question: &Question<'_>,
 ) -> Result<(SidecarAnswer, RequestBody), RequestError> {
-    let worker = &connection.worker;
-    let untouched = || RequestBody::streaming(Bytes::new(), connection, question.response_timeout);
+    let worker = client.worker();
+    let untouched = || RequestBody::streaming(Bytes::new(), client, question.response_timeout);
     let cache = worker.answers.as_ref().zip(sidecar.cache.as_ref());
     let cache = cache.map(|(answers, declared)| {
-        let key = answers::key(&declared.key, question.head, &connection.forwarded_for);
+        let key = answers::key(&declared.key, question.head, || {
+            service::shown(question.origin, client.peer())
+        });
         (answers, declared.ttl, key)
     });
     if let Some((answers, _, key)) = &cache
@@ -75,14 +78,9 @@ pub async fn decide(
     // neither who waits for the same answer nor the sidecar's breaker is to wait for that.
     let (given, part, body) = match sidecar.body {
         SidecarBody::None => (Bytes::new(), Part::None, untouched()),
-        SidecarBody::Full => shared_out(
-            collect(connection, sidecar).await?,
-            connection,
-            sidecar,
-            question,
-        ),
+        SidecarBody::Full => shared_out(collect(client, sidecar).await?, client, sidecar, question),
     };
-    let asked = ask(connection, sidecar, question, given, part);
+    let asked = ask(client, sidecar, question, given, part);
     let answer = match cache {
         None => asked.await.answer,
         Some((answers, ttl, key)) => {
@@ -99,7 +97,7 @@ pub async fn decide(
 /// What the sidecar gets of a body, and what the upstream.
 fn shared_out(
     collected: Collected,
-    connection: &Rc<Connection>,
+    client: &Client,
     sidecar: &Sidecar,
     question: &Question<'_>,
 ) -> (Bytes, Part, RequestBody) {
@@ -115,7 +113,7 @@ fn shared_out(
     };
     let body = match whole {
         true => RequestBody::whole(read, trailers),
-        false => RequestBody::streaming(read, connection, question.response_timeout),
+        false => RequestBody::streaming(read, client, question.response_timeout),
     };
     (given, part, body)
 }
@@ -124,6 +122,10 @@ fn shared_out(
 pub struct Question<'a> {
     /// The request as the upstream will get it.
     pub head: &'a RequestHead,
+    /// Where it comes from.
+    pub origin: &'a Origin<'a>,
+    /// What it is called, where its client did not say so.
+    pub request_id: Option<&'a [u8]>,
     /// Whether the client said `TE: trailers`.
     pub takes_trailers: bool,
     /// How long the upstream may take to answer.
@@ -158,13 +160,13 @@ impl Asked {
 
 /// Asks, and gives the sidecar this part of the request body.
 async fn ask(
-    connection: &Connection,
+    client: &Client,
     sidecar: &Sidecar,
     question: &Question<'_>,
     given: Bytes,
     part: Part,
 ) -> Asked {
-    let worker = &connection.worker;
+    let worker = client.worker();
     let gate = worker.admission.sidecar();
     let Some(turn) = Turn::begin(gate, sidecar.upstream.client.timeout) else {
         worker.tally.sidecar(SidecarResult::BreakerOpen, None);
@@ -172,14 +174,16 @@ async fn ask(
     };
     let message = Message {
         head: question.head,
-        client: &connection.forwarded_for,
+        peer: client.peer(),
+        origin: question.origin,
+        request_id: question.request_id,
         takes_trailers: question.takes_trailers,
         upgrade: None,
         sidecar: Some(part),
     };
     let given = RequestBody::whole(given, None);
     let asked = forward::ask(
-        connection,
+        client,
         &worker.pools.sidecar,
         &sidecar.upstream,
         &message,
@@ -276,23 +280,23 @@ fn result_of(answer: SidecarAnswer, statuses: SidecarStatuses) -> SidecarResult 
 
 /// Reads the body, up to `max-body`. A client that pauses for longer than the sidecar's timeout is
 /// not waited for either: it may be waiting for a response to what it has sent.
-async fn collect(connection: &Connection, sidecar: &Sidecar) -> Result<Collected, RequestError> {
+async fn collect(client: &Client, sidecar: &Sidecar) -> Result<Collected, RequestError> {
     let mut read = BytesMut::new();
     let mut only: Option<Bytes> = None;
     let mut trailers = None;
     let whole = loop {
         let length = read.len() + only.as_ref().map_or(0, Bytes::len);
-        if connection.is_body_over() {
+        if client.is_body_over() {
             break true;
         }
         if length > sidecar.max_body {
             break false;
         }
         let deadline = clock::now() + sidecar.upstream.client.timeout;
-        connection.watch.reading_body(true);
-        let frame = poll_fn(|cx| connection.poll_body(cx));
-        let frame = connection.watch.within(deadline, frame).await;
-        connection.watch.reading_body(false);
+        client.watch().reading_body(true);
+        let frame = poll_fn(|cx| client.poll_body(cx));
+        let frame = client.watch().within(deadline, frame).await;
+        client.watch().reading_body(false);
         let data = match frame {
             Err(_elapsed) => break false,
             Ok(None) => break true,
@@ -313,7 +317,7 @@ async fn collect(connection: &Connection, sidecar: &Sidecar) -> Result<Collected
             continue;
         }
         if let Some(first) = only.take() {
-            let expected = connection.body_length().unwrap_or(0) as usize;
+            let expected = client.body_length().unwrap_or(0) as usize;
             read.reserve(first.len() + data.len() + expected.min(FIRST_ALLOCATION));
             read.extend_from_slice(&first);
         }

@@ -8,6 +8,8 @@
 //! Our own cookie is a random number with a signature. It also says in which epoch it was given out; one of
 //! an earlier epoch, before a rollback, counts no more, so the unlucky are others the next time.
 
+use std::borrow::Cow;
+
 use bytes::BufMut;
 use ring::hmac;
 use siphasher::sip::SipHasher24;
@@ -59,12 +61,12 @@ impl Lots {
     }
 
     /// Draws for an eligible request.
-    pub fn draw(
+    pub fn draw<'a>(
         &self,
         split: Split,
         sticky: Option<&Sticky>,
         head: &RequestHead,
-        client: &str,
+        client: impl FnOnce() -> Cow<'a, str>,
     ) -> Lot {
         let mut lot = Lot {
             target: Target::Main,
@@ -86,7 +88,7 @@ impl Lots {
                     let value = headers::cookie(&head.headers, name.as_bytes());
                     lot.key = self.point(Kind::Cookie, value.unwrap_or_default());
                 }
-                Some(Sticky::ClientIp) => lot.key = self.point(Kind::Address, client.as_bytes()),
+                Some(Sticky::ClientIp) => lot.key = self.point(Kind::Address, client().as_bytes()),
             }
         }
         let point = lot.key.unwrap_or_else(|| fastrand::u64(..));

@@ -3,14 +3,22 @@
 use bytes::Bytes;
 use tokio::io::{self, AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use super::connect::UpstreamIo;
+use super::{http2::flow::StreamIo, io::Io};
 
 /// A tunnel that is agreed on.
 pub struct Tunnel {
     /// The upstream's end.
-    pub io: UpstreamIo,
+    pub io: UpstreamEnd,
     /// What the upstream sent behind its `101`.
     pub read: Bytes,
+}
+
+/// What a tunnel's upstream end is.
+pub enum UpstreamEnd {
+    /// A connection of its own.
+    Connection(Io),
+    /// A stream of one (RFC 8441).
+    Stream(StreamIo),
 }
 
 impl Tunnel {
@@ -19,15 +27,26 @@ impl Tunnel {
     ///
     /// # Errors
     /// Either side broke off; the other one is closed then too.
-    pub async fn run<C>(mut self, client: &mut C, read: &[u8]) -> io::Result<()>
+    pub async fn run<C>(self, client: &mut C, read: &[u8]) -> io::Result<()>
     where
         C: AsyncRead + AsyncWrite + Unpin,
     {
         client.write_all(&self.read).await?;
         client.flush().await?;
-        self.io.write_all(read).await?;
-        self.io.flush().await?;
-        io::copy_bidirectional(client, &mut self.io).await?;
-        Ok(())
+        match self.io {
+            UpstreamEnd::Connection(mut upstream) => copy(client, &mut upstream, read).await,
+            UpstreamEnd::Stream(mut upstream) => copy(client, &mut upstream, read).await,
+        }
     }
+}
+
+async fn copy<C, U>(client: &mut C, upstream: &mut U, read: &[u8]) -> io::Result<()>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    upstream.write_all(read).await?;
+    upstream.flush().await?;
+    io::copy_bidirectional(client, upstream).await?;
+    Ok(())
 }

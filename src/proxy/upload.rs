@@ -10,34 +10,32 @@ use http::Method;
 
 use super::{
     body::RequestBody,
-    connect::UpstreamIo,
     connection::BrokenBody,
-    fields::{Fields, Known, KnownSet, put_field},
+    fields::{Fields, Known, KnownSet, Sink, put_field},
+    forwarded::{self, Origin, Peer},
     headers,
     http1::{chunked, head, outbox::Outbox},
+    io::Io,
     message::{Frame, RequestHead},
 };
 use crate::config::Upstream;
 
 /// The lines that we add to a head, but for what has a length of its own.
-const HEAD_ROOM: usize = 256;
+const HEAD_ROOM: usize = 448;
 
-/// What is ours to say in a request.
-const OURS: KnownSet = KnownSet::of(&[
-    Known::Host,
-    Known::ContentLength,
-    Known::Expect,
-    Known::XForwardedFor,
-]);
-/// And in a question to the sidecar.
-const OURS_TO_SIDECAR: KnownSet = OURS.with(Known::XCanaryBody);
+/// What is ours to say in a request, but for where it comes from.
+const OURS: KnownSet = KnownSet::of(&[Known::Host, Known::ContentLength, Known::Expect]);
 
 /// What a request says, to whichever upstream it goes.
 pub struct Message<'a> {
     /// The head, without what belongs to the client's connection; its target is trimmed.
     pub head: &'a RequestHead,
-    /// The client's address.
-    pub client: &'a str,
+    /// Who is at the other end of the client's connection.
+    pub peer: &'a Peer,
+    /// Where it comes from.
+    pub origin: &'a Origin<'a>,
+    /// What it is called, where its client did not say so.
+    pub request_id: Option<&'a [u8]>,
     /// Whether the client said `TE: trailers`.
     pub takes_trailers: bool,
     /// The protocol that it asks to switch to.
@@ -55,6 +53,33 @@ pub enum Part {
     Beginning,
     /// Nothing, as it wants (`sidecar.body`).
     None,
+}
+
+impl Message<'_> {
+    /// What of the client's fields is not passed on, because it is ours to say.
+    pub fn ours(&self) -> KnownSet {
+        let ours = OURS.and(self.peer.replaced());
+        match self.sidecar {
+            None => ours,
+            Some(_) => ours.with(Known::XCanaryBody),
+        }
+    }
+
+    /// Writes what is ours to say, but for what belongs to one connection or to a version of HTTP.
+    pub fn put_ours(&self, out: &mut impl Sink) {
+        forwarded::put_forwarded(&self.head.headers, self.peer, self.origin, out);
+        if let Some(id) = self.request_id {
+            out.put(b"x-request-id", &[id]);
+        }
+        if self.takes_trailers {
+            out.put(b"te", &[b"trailers"]);
+        }
+        match self.sidecar {
+            Some(Part::Beginning) => out.put(b"x-canary-body", &[b"partial"]),
+            Some(Part::None) => out.put(b"x-canary-body", &[b"none"]),
+            Some(Part::All) | None => {}
+        }
+    }
 }
 
 /// A request on its way out. Nothing of it belongs to a connection, so it can be taken to another one
@@ -116,33 +141,14 @@ impl Upload {
         target.put_on(upstream, &mut head);
         head.put_slice(b" HTTP/1.1\r\n");
         put_field(&mut head, b"host", host);
-        headers.put_without(
-            match message.sidecar {
-                None => OURS,
-                Some(_) => OURS_TO_SIDECAR,
-            },
-            &mut head,
-        );
-        headers::put_forwarded_for(headers, message.client.as_bytes(), &mut head);
-        if message.takes_trailers {
-            head.put_slice(b"te: trailers\r\n");
-        }
-        match message.sidecar {
-            Some(Part::Beginning) => head.put_slice(b"x-canary-body: partial\r\n"),
-            Some(Part::None) => head.put_slice(b"x-canary-body: none\r\n"),
-            Some(Part::All) | None => {}
-        }
-        match self.coding {
-            Coding::Length(length) => head::put_length(&mut head, length),
-            Coding::Chunked => head.put_slice(b"transfer-encoding: chunked\r\n"),
-            // A length of zero is only worth saying where a body is expected (RFC 9110 section 8.6).
-            Coding::None
-                if matches!(*method, Method::POST | Method::PUT | Method::PATCH)
-                    || headers.has(Known::ContentLength) =>
-            {
-                head::put_length(&mut head, 0);
+        headers.put_without(message.ours(), &mut head);
+        message.put_ours(&mut head);
+        match self.said_length(message.head) {
+            Some(length) => head::put_length(&mut head, length),
+            None if self.coding == Coding::Chunked => {
+                head.put_slice(b"transfer-encoding: chunked\r\n");
             }
-            Coding::None => {}
+            None => {}
         }
         if let Some(protocol) = message.upgrade {
             headers::put_upgrade(&mut head, protocol);
@@ -170,6 +176,11 @@ impl Upload {
         self.sent.saturating_sub(self.head_length as u64)
     }
 
+    /// Whether some of it is written as HTTP/1 has it, and waits to be sent.
+    pub fn is_written(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
     /// Whether nothing of the request can have reached anybody.
     pub fn is_unsent(&self) -> bool {
         self.sent == 0
@@ -178,6 +189,25 @@ impl Upload {
     /// How much of it a connection has taken.
     pub fn sent(&self) -> u64 {
         self.sent
+    }
+
+    /// The `Content-Length` that it is sent with, if any.
+    pub fn said_length(&self, head: &RequestHead) -> Option<u64> {
+        match self.coding {
+            Coding::Length(length) => Some(length),
+            Coding::Chunked => None,
+            // Zero is only worth saying where a body is expected (RFC 9110 section 8.6).
+            Coding::None => {
+                let expected = matches!(head.method, Method::POST | Method::PUT | Method::PATCH)
+                    || head.headers.has(Known::ContentLength);
+                expected.then_some(0)
+            }
+        }
+    }
+
+    /// Some of it was sent by other means than [`poll_send`](Upload::poll_send).
+    pub fn note_sent(&mut self, bytes: u64) {
+        self.sent += bytes;
     }
 
     /// Whether there is no body, so that nothing that was sent is gone.
@@ -235,11 +265,7 @@ impl Upload {
     ///
     /// # Errors
     /// The client's body breaks off, or the connection.
-    pub fn poll_send(
-        &mut self,
-        io: &mut UpstreamIo,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Unsent>> {
+    pub fn poll_send(&mut self, io: &mut Io, cx: &mut Context<'_>) -> Poll<Result<(), Unsent>> {
         loop {
             while !self.ended && !self.outbox.is_full() {
                 match self.body.poll_frame(cx) {
@@ -262,7 +288,7 @@ impl Upload {
                 self.body.slow_down();
             }
             if let Err(error) = ready!(polled) {
-                if matches!(io, UpstreamIo::Tls(_)) {
+                if matches!(io, Io::Tls(_)) {
                     // Some of it may have left before it failed.
                     self.sent = self.sent.max(1);
                 }

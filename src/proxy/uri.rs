@@ -4,11 +4,11 @@
 //! client wrote them, and so does what RFC 3986 does not have in a path but browsers send.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::Method;
+use http::{Method, uri::PathAndQuery};
 use memchr::memchr;
 
 use super::headers;
-use crate::config::Upstream;
+use crate::config::{Config, Protocol, Upstream};
 
 /// Path and query of a request. Either `*`, or it starts with a slash; it holds neither blanks nor
 /// controls nor a fragment.
@@ -128,12 +128,23 @@ impl Target {
     }
 }
 
+/// Whether a target can be said in HTTP/2 as it is, or need not be. The `h2` crate has targets as RFC 3986 has
+/// them and browsers send them, which is a little less than anything.
+pub fn can_be_said(target: &Target, config: &Config) -> bool {
+    let upstreams = [&config.main, &config.canary].into_iter();
+    let mut upstreams = upstreams.chain(config.sidecar.as_ref().map(|sidecar| &sidecar.upstream));
+    if upstreams.all(|upstream| upstream.client.protocol == Protocol::Http1) {
+        return true;
+    }
+    let said = PathAndQuery::try_from(target.as_bytes());
+    said.is_ok_and(|said| said.as_str().as_bytes() == target.as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::{collection::vec, prelude::*, sample::select};
 
     use super::*;
-    use crate::config::Config;
 
     fn parse(target: &str) -> Result<Target, &'static str> {
         let bytes = Bytes::copy_from_slice(target.as_bytes());

@@ -49,6 +49,8 @@ pub enum Order {
 pub struct Patience {
     /// For a request head to arrive, and for a request body to make progress.
     pub read: Duration,
+    /// For a client to take some of what is sent to it, where that is ours to notice.
+    pub write: Duration,
     /// For the next request.
     pub idle: Duration,
     /// How long before the moment that is noted it may really have been: see [`clock::recent`].
@@ -67,6 +69,7 @@ pub struct Watch {
     stage: Cell<Stage>,
     since: Cell<Instant>,
     body_blocked: Cell<Option<Instant>>,
+    write_blocked: Cell<Option<Instant>>,
     uploaded: Cell<Option<Instant>>,
     connected: Cell<Option<Instant>>,
     deadline: Cell<Option<Instant>>,
@@ -89,6 +92,7 @@ impl Watch {
             stage: Cell::new(Stage::Fresh),
             since: Cell::new(clock::now()),
             body_blocked: Cell::new(None),
+            write_blocked: Cell::new(None),
             uploaded: Cell::new(None),
             connected: Cell::new(None),
             deadline: Cell::new(None),
@@ -122,6 +126,12 @@ impl Watch {
     /// The client sent some of a request body, or (`blocked`) we wait for it.
     pub fn reading_body(&self, blocked: bool) {
         note(&self.body_blocked, blocked);
+    }
+
+    /// The client took some of a response, or (`blocked`) lets us wait with the rest. Of a TCP connection
+    /// that is the kernel's to notice; a stream can be silent where its connection is not.
+    pub fn writing(&self, blocked: bool) {
+        note(&self.write_blocked, blocked);
     }
 
     /// A request body on its way to an upstream moved on, and its response has `timeout` from here
@@ -227,7 +237,10 @@ impl Watch {
             Stage::Idle => late(since, patience.idle),
             Stage::Request | Stage::Finishing => stalled(),
             // A body that is late once the response has begun keeps nobody waiting.
-            Stage::Response => false,
+            Stage::Response => {
+                let blocked = self.write_blocked.get();
+                blocked.is_some_and(|blocked| late(blocked, patience.write))
+            }
         };
 
         let drained = draining.is_some_and(|started| match stage {
@@ -288,6 +301,7 @@ mod tests {
 
     const PATIENCE: Patience = Patience {
         read: Duration::from_secs(5),
+        write: Duration::from_secs(15),
         idle: Duration::from_secs(120),
         blur: Duration::ZERO,
     };

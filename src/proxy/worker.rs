@@ -4,17 +4,19 @@
 use std::{
     cell::{Cell, RefCell},
     io,
-    net::TcpListener as StdListener,
+    net::{SocketAddr, TcpListener as StdListener},
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
+use rustls::ServerConfig;
 use slab::Slab;
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime,
-    sync::{Notify, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
     task::{LocalSet, spawn_local},
     time::{MissedTickBehavior, interval, sleep_until},
 };
@@ -22,20 +24,19 @@ use tracing::{debug, info, warn};
 
 use super::{
     answers::Answers,
-    connect::{Tls, TlsSettings},
-    connection::Connection,
-    conversation,
+    arrival::{self, Arrived},
     date::Date,
     http1::inbox::{self, Scratch},
     listener,
     pool::{Pool, Room},
     record::Warnings,
     split::Lots,
+    tls::{Tls, TlsSettings},
     watch::{Order, Patience},
 };
 use crate::{
     clock,
-    config::Config,
+    config::{Client, Config},
     state::{Admission, Published, TallyWriter, TrialsWriter, snapshot::Reader},
 };
 
@@ -65,12 +66,20 @@ pub struct Worker {
     pub warnings: Warnings,
     /// The largest request head.
     pub max_header_bytes: usize,
+    /// How TLS is spoken to clients, where it is.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// Whether clients may speak HTTP/2.
+    pub http2: bool,
+    /// Who is believed when he says whom he brings.
+    pub trusted_proxies: Box<[IpNet]>,
+    /// Whether they say so before anything else.
+    pub proxy_protocol: bool,
     /// Where all connections read into.
     pub scratch: Rc<RefCell<Scratch>>,
     /// The value of `Date`, brought up to date by the sweep of deadlines.
     pub date: RefCell<Date>,
     draining: Cell<Option<Instant>>,
-    connections: RefCell<Slab<Rc<Connection>>>,
+    connections: RefCell<Slab<Arrived>>,
     emptied: Notify,
 }
 
@@ -120,6 +129,10 @@ pub struct Shared {
     pub lots: Lots,
     /// How they speak TLS to upstreams.
     pub tls: TlsSettings,
+    /// And to clients, where they do.
+    pub server_tls: Option<Arc<ServerConfig>>,
+    /// `max-connections`, where there is a limit.
+    pub places: Option<Arc<Semaphore>>,
     /// How many they are: each keeps its share of the idle connections.
     pub workers: usize,
 }
@@ -142,6 +155,8 @@ impl Worker {
             answers,
             lots,
             tls,
+            server_tls,
+            places: _,
             workers,
         } = shared;
         let share = |limit: usize| Room::new(limit.div_ceil(workers.max(1)));
@@ -149,8 +164,8 @@ impl Worker {
         let client = config.main.client;
         let scratch = Rc::new(RefCell::new(inbox::scratch()));
         let pool =
-            |tls: Tls, room, idle_timeout| Pool::new(tls, room, Rc::clone(&scratch), idle_timeout);
-        let service = |room| pool(tls.services.clone(), room, client.idle_conn_timeout);
+            |tls: Tls, room, client: &Client| Pool::new(tls, room, Rc::clone(&scratch), client);
+        let service = |room| pool(tls.services.clone(), room, &client);
         let sidecar = config
             .sidecar
             .as_ref()
@@ -165,14 +180,14 @@ impl Worker {
             pools: Pools {
                 main: service(Rc::clone(&services)),
                 canary: service(services),
-                sidecar: pool(
-                    tls.sidecar.clone(),
-                    share(sidecar.max_idle_conns),
-                    sidecar.idle_conn_timeout,
-                ),
+                sidecar: pool(tls.sidecar.clone(), share(sidecar.max_idle_conns), &sidecar),
             },
             warnings: Warnings::default(),
             max_header_bytes: config.server.max_header_bytes,
+            tls: server_tls,
+            http2: config.server.http2,
+            trusted_proxies: config.server.trusted_proxies.clone().into(),
+            proxy_protocol: config.server.proxy_protocol,
             scratch,
             date: RefCell::default(),
             draining: Cell::new(None),
@@ -181,16 +196,11 @@ impl Worker {
         })
     }
 
-    fn serve(self: &Rc<Self>, (stream, peer): (TcpStream, std::net::SocketAddr)) {
-        let connection = Connection::new(Rc::clone(self), stream, peer);
-        let key = self.connections.borrow_mut().insert(Rc::clone(&connection));
-        let registration = Registration {
-            worker: Rc::clone(self),
-            key,
-        };
+    fn serve(self: &Rc<Self>, (stream, address): (TcpStream, SocketAddr), place: Option<Place>) {
+        let served = arrival::serve(Rc::clone(self), stream, address);
         spawn_local(async move {
-            let _until_it_ends = registration;
-            conversation::serve(connection).await;
+            served.await;
+            drop(place);
         });
     }
 
@@ -203,9 +213,16 @@ impl Worker {
             let now = clock::now();
             self.date.borrow_mut().refresh();
             self.trials.close(self.snapshot.current().split.since);
-            for (_, connection) in self.connections.borrow().iter() {
-                connection.watch.check(now, &patience, self.draining.get());
-                connection.shed();
+            let draining = self.draining.get();
+            for (_, arrived) in self.connections.borrow().iter() {
+                match arrived {
+                    Arrived::Unknown(watch) => watch.check(now, &patience, draining),
+                    Arrived::Http1(connection) => {
+                        connection.watch.check(now, &patience, draining);
+                        connection.shed();
+                    }
+                    Arrived::Http2(session) => session.check(now, &patience, draining),
+                }
             }
             if now.saturating_duration_since(evicted) >= EVICTION {
                 evicted = now;
@@ -222,14 +239,14 @@ impl Worker {
             Ok(()) => loop {
                 tokio::select! {
                     biased;
-                    accepted = listener::accept(&listener) => self.serve(accepted),
+                    accepted = listener::accept(&listener) => self.serve(accepted, None),
                     () = sleep_until(settled.into()) => break,
                 }
             },
             Err(error) => debug!(%error, "connections may be lost where listening ends"),
         }
         for accepted in listener::accept_waiting(listener) {
-            self.serve(accepted);
+            self.serve(accepted, None);
         }
     }
 
@@ -240,8 +257,12 @@ impl Worker {
             () = sleep_until(deadline.into()) => {}
         }
         let cut = self.connections.borrow().len();
-        for (_, connection) in self.connections.borrow().iter() {
-            connection.watch.give(Order::Cut);
+        for (_, arrived) in self.connections.borrow().iter() {
+            match arrived {
+                Arrived::Unknown(watch) => watch.give(Order::Cut),
+                Arrived::Http1(connection) => connection.watch.give(Order::Cut),
+                Arrived::Http2(session) => session.give(Order::Cut),
+            }
         }
         // Their tasks say so to the clients: without a reset, a response that ends with the
         // connection would look complete.
@@ -257,9 +278,28 @@ impl Worker {
 }
 
 /// A connection is looked after as long as this lives.
-struct Registration {
+pub struct Registration {
     worker: Rc<Worker>,
     key: usize,
+}
+
+impl Registration {
+    /// For a connection of this worker's.
+    pub fn new(worker: &Rc<Worker>, arrived: Arrived) -> Registration {
+        Registration {
+            key: worker.connections.borrow_mut().insert(arrived),
+            worker: Rc::clone(worker),
+        }
+    }
+
+    /// The same connection, of which more is known.
+    #[must_use]
+    pub fn now(self, arrived: Arrived) -> Registration {
+        if let Some(known) = self.worker.connections.borrow_mut().get_mut(self.key) {
+            *known = arrived;
+        }
+        self
+    }
 }
 
 impl Drop for Registration {
@@ -297,6 +337,7 @@ async fn work(setup: Setup) -> io::Result<()> {
         shared,
         mut run,
     } = setup;
+    let places = shared.places.clone();
     let snapshot = shared.published.load();
     let config = &snapshot.config;
     let worker = Worker::new(shared, tally, trials, config);
@@ -304,16 +345,22 @@ async fn work(setup: Setup) -> io::Result<()> {
 
     let patience = Patience {
         read: config.server.read_timeout,
+        write: config.server.write_timeout,
         idle: config.server.idle_timeout,
         blur: tick(config),
     };
     spawn_local(Rc::clone(&worker).check_deadlines(patience, tick(config)));
     loop {
-        tokio::select! {
+        let accepted = tokio::select! {
             biased;
             _ = run.wait_for(|run| *run == Run::Drain) => break,
-            accepted = listener::accept(&listener) => worker.serve(accepted),
-        }
+            accepted = listener::accept(&listener) => accepted,
+        };
+        let place = tokio::select! {
+            place = one_of(places.as_ref()) => place,
+            _ = run.wait_for(|run| *run == Run::Drain) => None,
+        };
+        worker.serve(accepted, place);
     }
     let now = clock::now();
     let timeout = config.server.shutdown_timeout;
@@ -330,6 +377,16 @@ async fn work(setup: Setup) -> io::Result<()> {
         ),
     }
     Ok(())
+}
+
+/// A connection's right to be there.
+type Place = OwnedSemaphorePermit;
+
+/// Waits for a place, where they are counted. One connection of each worker has been accepted meanwhile; those
+/// behind it wait in the kernel's queue.
+async fn one_of(places: Option<&Arc<Semaphore>>) -> Option<Place> {
+    // Nobody closes it.
+    Arc::clone(places?).acquire_owned().await.ok()
 }
 
 /// How often deadlines are checked: a timeout comes late by this much at most. A twentieth of the

@@ -35,7 +35,9 @@ fn is_stricter(why: Refusal) -> bool {
             "the request target has no valid authority",
         ]
         .contains(&why),
-        Refusal::Head(BadHead::TargetTooLong | BadHead::TooLarge | BadHead::Version) => false,
+        Refusal::Head(
+            BadHead::TargetTooLong | BadHead::TooLarge | BadHead::Version | BadHead::Http2Preface,
+        ) => false,
         // hyper takes equal lengths, any codings before the last one, and lets a coding win over a
         // length, even over one that is none.
         Refusal::Unclear(Unclear::LengthAndCoding | Unclear::Lengths | Unclear::Codings) => true,

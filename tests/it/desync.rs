@@ -316,8 +316,9 @@ async fn versions_other_than_1_0_and_1_1_are_refused() {
 
 /// Some understand that no answer in HTTP/1.1 could be understood.
 #[tokio::test]
-async fn the_preface_of_http_2_is_refused_or_hung_up_on() {
-    let (upstream, router) = served().await;
+async fn the_preface_of_http_2_is_refused_or_hung_up_on_where_that_is_not_spoken() {
+    let upstream = Strict::start(200).await;
+    let router = router_with(&upstream.url(), json!({"router-server": {"http2": false}}));
     for settings in [&b""[..], b"\0\0\0\x04\0\0\0\0\0"] {
         let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", settings].concat();
         let answer = exchange(router.address, &preface, usize::MAX).await;

@@ -245,7 +245,15 @@ async fn nothing_is_invented_for_an_upstream() {
         .filter(|name| name != "connection")
         .collect();
     names.sort();
-    assert_eq!(names, ["host", "x-forwarded-for"], "{}", seen.head);
+    let expected = [
+        "host",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-forwarded-proto",
+        "x-request-id",
+    ];
+    assert_eq!(names, expected, "{}", seen.head);
 }
 
 #[tokio::test]

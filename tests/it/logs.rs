@@ -325,12 +325,12 @@ async fn logging_changes_nothing_of_what_is_forwarded() {
             logged.proxy.address,
             "POST",
             "/a//b?c",
-            SECRETS,
+            &format!("x-request-id: 1\r\n{SECRETS}"),
             "with length",
         )
         .await;
         let mut client = Client::connect(logged.proxy.address).await;
-        let head = "POST /a//b?c HTTP/1.1\r\nhost: a\r\ntrailer: x-sum\r\nte: trailers\r\n\
+        let head = "POST /a//b?c HTTP/1.1\r\nhost: a\r\nx-request-id: 2\r\ntrailer: x-sum\r\nte: trailers\r\n\
                     transfer-encoding: chunked\r\n\r\n";
         let body = chunked(&[b"in", b" ", b"chunks"], "x-sum: 1\r\n");
         let in_chunks = client
@@ -342,7 +342,11 @@ async fn logging_changes_nothing_of_what_is_forwarded() {
         let own = logged.canary.address.to_string();
         let requests: Vec<_> = requests
             .into_iter()
-            .map(|request| (request.head.replace(&own, "own"), request.body))
+            .map(|request| {
+                let head = request.head.replace(&own, "own");
+                let router = logged.proxy.address.to_string();
+                (head.replace(&router, "router"), request.body)
+            })
             .collect();
         let responses = [with_length, in_chunks].map(|response| {
             let head: Vec<_> = response

@@ -19,6 +19,8 @@ use crate::proxy::{
 pub const MAX_TRAILER_BYTES: usize = 64 << 10;
 /// What the head of a response may be long.
 pub const MAX_RESPONSE_BYTES: usize = 256 << 10;
+/// How a client begins that speaks HTTP/2 (RFC 9113 section 3.4), up to where it looks like a request.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 /// Heads with no more lines than this need no memory to be taken apart in.
 const USUAL_LINES: usize = 48;
 
@@ -37,6 +39,9 @@ pub enum BadHead {
     /// Another major version of HTTP.
     #[error("this version of HTTP is not supported here")]
     Version,
+    /// It is the beginning of HTTP/2, and was left where it stood.
+    #[error("HTTP/2 is not spoken here")]
+    Http2Preface,
 }
 
 /// A response head that is not valid HTTP/1.
@@ -123,6 +128,9 @@ pub fn parse_request(
     };
     let (lines, first) = (search.lines, search.first);
     *search = Search::default();
+    if &buf[..end] == HTTP2_PREFACE {
+        return Err(BadHead::Http2Preface);
+    }
     let head = buf.split_to(end).freeze();
     if first == 0 {
         return Err(BadHead::Malformed("the request line is malformed"));

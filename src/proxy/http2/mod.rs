@@ -1,3 +1,18 @@
-//! HTTP/2 (RFC 9113) towards clients. The `h2` crate speaks it; here is what it leaves to us.
+//! HTTP/2 (RFC 9113), on both sides, by the `h2` crate: it has the frames, header compression, flow
+//! control and the states of streams. Ours is what surrounds them.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`session`] | a client's connection: accepts its streams, and ends it |
+//! | [`guard`] | watches what a client sends: who owes us the rest, who only costs us work |
+//! | [`stream`] | one request of it: hands it to the pipeline, and the response to the client |
+//! | [`upstream`] | connections to an upstream, which requests share |
+//! | [`flow`] | content, either way, no more than there is room for |
+//! | [`head`] | heads, from the pipeline's form and to it |
 
+pub mod flow;
 pub mod guard;
+pub mod head;
+pub mod session;
+pub mod stream;
+pub mod upstream;

@@ -79,7 +79,7 @@ fn a_million_keys_get_their_share_and_a_ramp_moves_nobody_out() {
 fn what_a_client_is_known_by_decides_and_nothing_else() {
     let lots = Lots::new(1);
     let draw = |sticky: &Sticky, lines: &[(&str, &str)], client: &str| {
-        let lot = lots.draw(split(5_000), Some(sticky), &head(lines), client);
+        let lot = lots.draw(split(5_000), Some(sticky), &head(lines), || client.into());
         assert_eq!((lot.is_new, &lot.cookie), (false, &None));
         lot.key
     };
@@ -112,7 +112,7 @@ fn what_a_client_is_known_by_decides_and_nothing_else() {
         split(5_000),
         Some(&header),
         &head(&[("x-user-id", "7")]),
-        "",
+        || "".into(),
     );
     assert_ne!(other.key, user);
 }
@@ -122,7 +122,7 @@ fn without_a_key_each_request_is_a_draw_of_its_own() {
     let lots = Lots::new(1);
     let canary = (0..10_000)
         .filter(|_| {
-            let lot = lots.draw(split(5_000), None, &head(&[]), CLIENT);
+            let lot = lots.draw(split(5_000), None, &head(&[]), || CLIENT.into());
             assert_eq!((lot.key, lot.cookie), (None, None));
             lot.target == Target::Canary
         })
@@ -139,7 +139,7 @@ fn nobody_is_asked_where_the_weight_is_certain() {
                 split(weight),
                 sticky.as_ref(),
                 &head(&[("x-user-id", "7")]),
-                CLIENT,
+                || CLIENT.into(),
             );
             let expected = Lot {
                 target,
@@ -157,7 +157,9 @@ fn a_cookie_of_ours_is_believed_and_no_other() {
     let lots = Lots::new(7);
     let sticky = by_our_cookie();
     let draw = |lots: &Lots, split: Split, cookie: &str| {
-        lots.draw(split, Some(&sticky), &head(&[("cookie", cookie)]), CLIENT)
+        lots.draw(split, Some(&sticky), &head(&[("cookie", cookie)]), || {
+            CLIENT.into()
+        })
     };
     let first = draw(&lots, split(5_000), "");
     assert!(first.is_new);

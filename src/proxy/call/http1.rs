@@ -1,63 +1,39 @@
-//! One request to an upstream and its response, polled by the client's own task: no second task, and
-//! no wake-up between two.
-//!
-//! The request goes on being sent for as long as the response is read, and after it: neither waits for
-//! the other. Where sending fails, what the upstream has answered is still read, since it may have
-//! answered and closed before it had read all (an early 413).
+//! A call by HTTP/1.1: the connection is the call's alone until both messages are over.
 
 use std::{
-    future::poll_fn,
     io,
-    task::{Context, Poll, Waker, ready},
-    time::Duration,
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use http::{Method, StatusCode, Version};
-use tokio::task::spawn_local;
 
-use super::{
-    connect::UpstreamIo,
-    connection::{BrokenBody, Connection},
-    error::UpstreamError,
-    fields::{Known, KnownSet},
-    headers,
-    http1::{
-        framing::{self, Decoder, Step},
-        head::{self, Search},
+use super::{CallError, Informational};
+use crate::{
+    policy::FailureKind,
+    proxy::{
+        client::Client,
+        connection::BrokenBody,
+        error::UpstreamError,
+        headers,
+        http1::{
+            framing::{self, Decoder, Step},
+            head::{self, Search},
+        },
+        io::Io,
+        message::{Frame, ResponseHead},
+        pool::Lease,
+        upload::{Unsent, Upload},
     },
-    message::{Frame, ResponseHead},
-    pool::Lease,
-    upload::{Unsent, Upload},
 };
-use crate::policy::FailureKind;
-
-/// The most informational responses that are passed on for one request.
-const MAX_INFORMATIONAL: usize = 16;
-/// With more of them than this an upstream answers nothing.
-const TOO_MANY_INFORMATIONAL: usize = 1000;
-
-/// How much of a response that nobody wants is read so that its connection can be used again.
-const DRAINED_BYTES: usize = 64 << 10;
-
-/// Why a call failed.
-#[derive(Debug, thiserror::Error)]
-pub enum CallError {
-    /// The client broke its request body off.
-    #[error("{0}")]
-    Client(#[from] BrokenBody),
-    /// The upstream's fault.
-    #[error("{0}")]
-    Upstream(#[from] UpstreamError),
-}
 
 /// A request that is being sent on a connection, and the response that comes back by it.
-pub struct Call {
+pub struct Http1 {
     /// `None` when the connection has gone back to its pool.
     lease: Option<Lease>,
     upload: Box<Upload>,
     search: Search,
-    informational: usize,
+    informational: Informational,
     response: Decoder,
     /// Whether the response is over.
     over: bool,
@@ -69,14 +45,14 @@ pub struct Call {
     hung_up: bool,
 }
 
-impl Call {
+impl Http1 {
     /// Sends `upload` on the connection.
-    pub fn new(lease: Lease, upload: Box<Upload>) -> Box<Call> {
-        Box::new(Call {
+    pub fn new(lease: Lease, upload: Box<Upload>) -> Box<Http1> {
+        Box::new(Http1 {
             lease: Some(lease),
             upload,
             search: Search::default(),
-            informational: 0,
+            informational: Informational::default(),
             response: Decoder::ended(),
             over: false,
             reusable: false,
@@ -99,42 +75,18 @@ impl Call {
         std::mem::replace(&mut self.upload, spent)
     }
 
-    /// Whether what [`take_upload`](Call::take_upload) gives can be had [again](Upload::again).
+    /// Whether what [`take_upload`](Http1::take_upload) gives can be had [again](Upload::again).
     pub fn is_repeatable(&self) -> bool {
         self.upload.is_repeatable()
-    }
-
-    /// Reads what is left of the response, so that the connection can be used again; not for ever, not for
-    /// longer than `timeout`, and nobody waits for it.
-    pub fn drain(mut self: Box<Self>, timeout: Duration) {
-        // Most of it has come already.
-        let mut cx = Context::from_waker(Waker::noop());
-        while let Poll::Ready(frame) = self.poll_frame(&mut cx) {
-            if !matches!(frame, Some(Ok(Frame::Data(_)))) || self.is_over() {
-                return;
-            }
-        }
-        spawn_local(async move {
-            let mut drained = 0;
-            let read_all = async {
-                while let Some(Ok(Frame::Data(data))) = poll_fn(|cx| self.poll_frame(cx)).await {
-                    drained += data.len();
-                    if drained > DRAINED_BYTES {
-                        break;
-                    }
-                }
-            };
-            let _dropped_when_late = tokio::time::timeout(timeout, read_all).await;
-        });
     }
 
     /// Gives the request back, after a failure, and whether it can be sent once more without anybody getting
     /// it twice: where nothing of it was sent, or the connection served others before, and had been closed
     /// when this one came. The latter is not tried with what may not be done twice (RFC 9110 section 9.2.2),
     /// since what the kernel says is as good as a proof and yet none: see
-    /// [`UpstreamIo::has_refused_all_behind`].
+    /// [`has_refused_all_behind`](crate::proxy::refusal::has_refused_all_behind).
     pub async fn into_unanswered(self: Box<Self>, method: &Method) -> (Box<Upload>, bool) {
-        let Call {
+        let Http1 {
             lease,
             mut upload,
             hung_up,
@@ -163,7 +115,7 @@ impl Call {
     pub fn poll_response(
         &mut self,
         method: &Method,
-        client: Option<&Connection>,
+        client: Option<&Client>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<ResponseHead, CallError>> {
         if let Poll::Ready(Err(broken)) = self.poll_upload(cx) {
@@ -183,21 +135,7 @@ impl Call {
             if let Some(head) = parsed {
                 if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS
                 {
-                    // 100 is ours to send: we do when the body is first asked for.
-                    self.informational += 1;
-                    let passed_on = head.status != StatusCode::CONTINUE
-                        && self.informational <= MAX_INFORMATIONAL;
-                    match client {
-                        _ if self.informational > TOO_MANY_INFORMATIONAL => {
-                            let error = UpstreamError::caused(
-                                FailureKind::Malformed,
-                                "it answers with informational responses only",
-                            );
-                            return Poll::Ready(Err(error.into()));
-                        }
-                        Some(client) if passed_on => pass_on(head, client, cx),
-                        _ => {}
-                    }
+                    self.informational.came(head, client, cx)?;
                     continue;
                 }
                 let framing =
@@ -221,7 +159,7 @@ impl Call {
                     return Poll::Ready(Err(error.into()));
                 }
                 Ok(0) => {
-                    self.hung_up = self.informational == 0;
+                    self.hung_up = self.informational.none_came();
                     return Poll::Ready(Err(reset(self.send_failed.take()).into()));
                 }
                 Err(error) => return Poll::Ready(Err(reset(Some(error)).into())),
@@ -334,7 +272,7 @@ impl Call {
     }
 
     /// The connection, and what was read of it behind the head of a `101`.
-    pub fn into_tunnel(self) -> Option<(UpstreamIo, Bytes)> {
+    pub fn into_tunnel(self) -> Option<(Io, Bytes)> {
         let Lease { io, inbox, .. } = self.lease?;
         Some((io, inbox.bytes.freeze()))
     }
@@ -351,15 +289,6 @@ impl Call {
             lease.give_back(self.upload.sent());
         }
     }
-}
-
-fn pass_on(mut head: ResponseHead, client: &Connection, cx: &mut Context<'_>) {
-    headers::strip_hop_by_hop(&mut head.headers);
-    // RFC 9110 section 8.6.
-    head.headers.remove(KnownSet::of(&[Known::ContentLength]));
-    client.put_informational(&head);
-    // What cannot be sent now is sent before the final response.
-    let _later = client.poll_flush(cx);
 }
 
 /// RFC 9112 section 9.3.
