@@ -8,9 +8,8 @@ use std::{
     time::Duration,
 };
 
-use rustls::ServerConfig;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tracing::info;
+use tracing::{debug, info};
 
 use crate::{
     clock,
@@ -23,7 +22,7 @@ use crate::{
         answers::Answers,
         listener,
         split::Lots,
-        tls::{TlsError, TlsSettings, server_config},
+        tls::{TlsError, TlsSettings},
         worker::{self, Run, Setup, Shared},
     },
     state::{
@@ -38,7 +37,6 @@ pub struct App {
     proxy: Vec<TcpListener>,
     instrumentation: Option<TcpListener>,
     tls: TlsSettings,
-    server_tls: Option<Arc<ServerConfig>>,
     keeper: Option<Keeper>,
     /// What makes the draws of this installation its own.
     salt: u128,
@@ -86,6 +84,7 @@ fn hint(error: &io::Error) -> &'static str {
 /// A started router. Dropping it does not stop its threads; [`Running::drain`] does.
 pub struct Running {
     run: watch::Sender<Run>,
+    tls: TlsSettings,
     lifecycle: Arc<Lifecycle>,
     stop_control: watch::Sender<bool>,
     /// When this and the control thread's are dropped, the state is written for the last time.
@@ -104,8 +103,8 @@ impl App {
     /// # Errors
     /// What keeps the process from starting.
     pub fn bind(config: Config) -> Result<App, StartError> {
+        raise_descriptor_limit();
         let tls = TlsSettings::new(&config)?;
-        let server_tls = server_config(&config.server)?;
         let keeper = match &config.state {
             Some(state) => Some(Keeper::open(&state.path).map_err(StartError::State)?),
             None => None,
@@ -134,7 +133,6 @@ impl App {
             proxy,
             instrumentation,
             tls,
-            server_tls,
             keeper,
             salt,
         })
@@ -209,8 +207,7 @@ impl App {
             admission: Arc::clone(&admission),
             answers,
             lots: Lots::new(self.salt),
-            tls: self.tls,
-            server_tls: self.server_tls,
+            tls: self.tls.clone(),
             places: match config.server.max_connections {
                 0 => None,
                 most => Some(Arc::new(Semaphore::new(most))),
@@ -265,6 +262,7 @@ impl App {
         lifecycle.enter(Phase::Serving);
         Ok(Running {
             run,
+            tls: self.tls,
             lifecycle,
             stop_control,
             stop_keeper,
@@ -287,6 +285,16 @@ impl Running {
     /// Where metrics and health are found, if anywhere.
     pub fn instrumentation_address(&self) -> Option<SocketAddr> {
         self.instrumentation_address
+    }
+
+    /// Takes the certificates, keys and roots of `config` for new connections, and nothing else of it.
+    /// Connections that there are go on.
+    ///
+    /// # Errors
+    /// They cannot be used; all stays as it was.
+    pub fn take_certificates(&self, config: &Config) -> Result<(), TlsError> {
+        self.tls.replace(&TlsSettings::new(config)?);
+        Ok(())
     }
 
     /// Stops accepting and lets what is in flight end, for `shutdown-timeout` at most.
@@ -314,6 +322,19 @@ impl Running {
             }
         }
         Ok(())
+    }
+}
+
+/// As many descriptors as the process may have: the limit that it starts with is often the one of an
+/// interactive shell. Where that fails, it has as many as before.
+fn raise_descriptor_limit() {
+    use uapi::c::RLIMIT_NOFILE;
+    let raised = uapi::getrlimit(RLIMIT_NOFILE as _).and_then(|mut limit| {
+        limit.rlim_cur = limit.rlim_max;
+        uapi::setrlimit(RLIMIT_NOFILE as _, &limit)
+    });
+    if let Err(error) = raised {
+        debug!(%error, "the limit of file descriptors stays as it is");
     }
 }
 

@@ -73,12 +73,12 @@ fn run(file: &Path) -> Result<()> {
     runtime.block_on(async {
         // Before the first connection is taken: from then on a signal must find somebody who drains.
         let signals = Signals::new().context("cannot listen for signals")?;
-        supervise(App::bind(config)?.start()?, signals).await
+        supervise(App::bind(config)?.start()?, signals, file).await
     })
 }
 
 /// Waits for the end: a first signal drains, a second one stops at once.
-async fn supervise(mut running: Running, mut signals: Signals) -> Result<()> {
+async fn supervise(mut running: Running, mut signals: Signals, file: &Path) -> Result<()> {
     info!(address = %running.proxy_address(), "taking requests");
     match running.instrumentation_address() {
         Some(address) => {
@@ -86,16 +86,39 @@ async fn supervise(mut running: Running, mut signals: Signals) -> Result<()> {
         }
         None => info!("no metrics: there is no instrumentation section"),
     }
-    tokio::select! {
-        ended = running.ended() => return gone(ended),
-        name = signals.next() => info!(signal = name, "draining: no new connections"),
+    loop {
+        tokio::select! {
+            ended = running.ended() => return gone(ended),
+            said = signals.next() => match said {
+                Said::Reread => take_certificates(&running, file),
+                Said::Stop(name) => {
+                    info!(signal = name, "draining: no new connections");
+                    break;
+                }
+            },
+        }
     }
     running.drain();
     tokio::select! {
         ended = running.ended() => gone(ended),
-        name = signals.next() => {
+        name = signals.stop() => {
             warn!(signal = name, "second signal: stopping at once");
             bail!("stopped by a second signal before the drain had ended")
+        }
+    }
+}
+
+/// What is wrong with the file changes nothing: the router goes on with the certificates that it has.
+fn take_certificates(running: &Running, file: &Path) {
+    let taken = Config::load(file)
+        .map_err(anyhow::Error::from)
+        .and_then(|config| Ok(running.take_certificates(&config)?));
+    match taken {
+        Ok(()) => info!(
+            "SIGHUP: certificates were read again; what else has changed in the configuration needs a restart"
+        ),
+        Err(error) => {
+            error!(error = %format!("{error:#}"), "SIGHUP: the certificates stay as they were")
         }
     }
 }
@@ -113,7 +136,13 @@ fn gone(ended: Result<(), String>) -> Result<()> {
     }
 }
 
+enum Said {
+    Reread,
+    Stop(&'static str),
+}
+
 struct Signals {
+    hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
 }
@@ -121,15 +150,25 @@ struct Signals {
 impl Signals {
     fn new() -> std::io::Result<Signals> {
         Ok(Signals {
+            hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
     }
 
-    async fn next(&mut self) -> &'static str {
+    async fn next(&mut self) -> Said {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.hangup.recv() => Said::Reread,
+            _ = self.terminate.recv() => Said::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Said::Stop("SIGINT"),
+        }
+    }
+
+    async fn stop(&mut self) -> &'static str {
+        loop {
+            if let Said::Stop(name) = self.next().await {
+                return name;
+            }
         }
     }
 }

@@ -84,13 +84,13 @@ async fn greet(
             }
         }
     }
-    let Some(config) = &worker.tls else {
+    let Some(tls) = &worker.tls else {
         return Some((io, peer));
     };
     let Io::Plain(socket) = io else {
         return Some((io, peer));
     };
-    match TlsAcceptor::from(config.clone()).accept(socket).await {
+    match TlsAcceptor::from(tls.current()).accept(socket).await {
         Ok(stream) => {
             peer.secure = true;
             Some((Io::Tls(Box::new(TlsStream::Server(stream))), peer))

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -19,11 +20,14 @@ use crate::config::{ClientTls, Config, Protocol, Server, ServerTls, Upstream};
 const HTTP_1: &[u8] = b"http/1.1";
 const HTTP_2: &[u8] = b"h2";
 
-/// How TLS is spoken to the upstreams of one kind. Cheap to clone.
+/// How TLS is spoken to the upstreams of one kind; can be replaced. Cheap to clone.
 #[derive(Clone)]
-pub struct Tls(Option<Offers>);
+pub struct Tls(Option<Arc<ArcSwap<Offers>>>);
 
+/// How TLS is spoken to clients; can be replaced. Cheap to clone.
 #[derive(Clone)]
+pub struct ServedTls(Arc<ArcSwap<ServerConfig>>);
+
 struct Offers {
     /// The protocols that are configured.
     usual: Arc<ClientConfig>,
@@ -52,12 +56,14 @@ pub enum TlsError {
     Verifier(#[from] rustls::server::VerifierBuilderError),
 }
 
-/// The TLS settings of all upstreams.
+/// How TLS is spoken to everybody.
 #[derive(Clone)]
 pub struct TlsSettings {
-    /// For main and canary.
+    /// To clients, where it is.
+    pub clients: Option<ServedTls>,
+    /// To main and canary.
     pub services: Tls,
-    /// For the sidecar.
+    /// To the sidecar.
     pub sidecar: Tls,
 }
 
@@ -65,14 +71,39 @@ impl TlsSettings {
     /// Reads the system's root certificates, if any upstream speaks TLS and has none of its own.
     ///
     /// # Errors
-    /// There are no root certificates, but they are needed.
+    /// There are no root certificates, but they are needed; or the library refuses what is configured.
     pub fn new(config: &Config) -> Result<TlsSettings, TlsError> {
         let services = [&config.main, &config.canary];
         let sidecar = config.sidecar.as_ref().map(|sidecar| &sidecar.upstream);
+        let clients = server_config(&config.server)?;
         Ok(TlsSettings {
+            clients: clients.map(|clients| ServedTls(Arc::new(ArcSwap::new(clients)))),
             services: Tls::new(services.into_iter().find(|upstream| upstream.tls))?,
             sidecar: Tls::new(sidecar.filter(|upstream| upstream.tls))?,
         })
+    }
+
+    /// Has new connections made with the certificates, keys and roots of these, where TLS is spoken now and
+    /// by these. Connections that there are go on.
+    pub fn replace(&self, with: &TlsSettings) {
+        if let (Some(old), Some(new)) = (&self.clients, &with.clients) {
+            old.0.store(new.0.load_full());
+        }
+        for (old, new) in [
+            (&self.services, &with.services),
+            (&self.sidecar, &with.sidecar),
+        ] {
+            if let (Some(old), Some(new)) = (&old.0, &new.0) {
+                old.store(new.load_full());
+            }
+        }
+    }
+}
+
+impl ServedTls {
+    /// What to shake hands with.
+    pub fn current(&self) -> Arc<ServerConfig> {
+        self.0.load_full()
     }
 }
 
@@ -87,19 +118,19 @@ impl Tls {
             Ok::<_, TlsError>(Arc::new(config))
         };
         let http1 = offer(&[HTTP_1])?;
-        Ok(Tls(Some(Offers {
+        Ok(Tls(Some(Arc::new(ArcSwap::from_pointee(Offers {
             usual: match upstream.client.protocol {
                 Protocol::Http1 => Arc::clone(&http1),
                 Protocol::Http2 => offer(&[HTTP_2])?,
                 Protocol::Auto => offer(&[HTTP_2, HTTP_1])?,
             },
             http1,
-        })))
+        })))))
     }
 
     /// What to shake hands with; `None` where no upstream of this kind speaks TLS.
     pub fn offer(&self, http1_only: bool) -> Option<Arc<ClientConfig>> {
-        let offers = self.0.as_ref()?;
+        let offers = self.0.as_ref()?.load();
         Some(Arc::clone(match http1_only {
             true => &offers.http1,
             false => &offers.usual,
@@ -147,11 +178,7 @@ fn system_roots() -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-/// How TLS is spoken to clients; `None` where it is not.
-///
-/// # Errors
-/// The library refuses what is configured.
-pub fn server_config(server: &Server) -> Result<Option<Arc<ServerConfig>>, TlsError> {
+fn server_config(server: &Server) -> Result<Option<Arc<ServerConfig>>, TlsError> {
     let Some(ServerTls {
         identity,
         client_ca,

@@ -11,7 +11,6 @@ use std::{
 };
 
 use ipnet::IpNet;
-use rustls::ServerConfig;
 use slab::Slab;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -31,7 +30,7 @@ use super::{
     pool::{Pool, Room},
     record::Warnings,
     split::Lots,
-    tls::{Tls, TlsSettings},
+    tls::{ServedTls, Tls, TlsSettings},
     watch::{Order, Patience},
 };
 use crate::{
@@ -67,7 +66,7 @@ pub struct Worker {
     /// The largest request head.
     pub max_header_bytes: usize,
     /// How TLS is spoken to clients, where it is.
-    pub tls: Option<Arc<ServerConfig>>,
+    pub tls: Option<ServedTls>,
     /// Whether clients may speak HTTP/2.
     pub http2: bool,
     /// Who is believed when he says whom he brings.
@@ -127,10 +126,8 @@ pub struct Shared {
     pub answers: Option<Answers>,
     /// How it is drawn who gets the canary.
     pub lots: Lots,
-    /// How they speak TLS to upstreams.
+    /// How they speak TLS.
     pub tls: TlsSettings,
-    /// And to clients, where they do.
-    pub server_tls: Option<Arc<ServerConfig>>,
     /// `max-connections`, where there is a limit.
     pub places: Option<Arc<Semaphore>>,
     /// How many they are: each keeps its share of the idle connections.
@@ -155,7 +152,6 @@ impl Worker {
             answers,
             lots,
             tls,
-            server_tls,
             places: _,
             workers,
         } = shared;
@@ -184,7 +180,7 @@ impl Worker {
             },
             warnings: Warnings::default(),
             max_header_bytes: config.server.max_header_bytes,
-            tls: server_tls,
+            tls: tls.clients,
             http2: config.server.http2,
             trusted_proxies: config.server.trusted_proxies.clone().into(),
             proxy_protocol: config.server.proxy_protocol,
