@@ -110,6 +110,11 @@ pub(super) fn judge(raw: Raw, problems: &mut Problems) -> Option<Config> {
         .map(|section| instrumentation(section, server.as_ref(), problems));
     let level = level(set(&raw.log.level).unwrap_or_default(), problems);
 
+    let may_speak_http2 = |client: Client| client.protocol != Protocol::Http1;
+    let speaks_http2 = may_speak_http2(to_services)
+        || sidecar_upstream
+            .iter()
+            .any(|sidecar| sidecar.is_some() && may_speak_http2(to_sidecar));
     Some(Config {
         main: main?,
         canary: canary?,
@@ -138,6 +143,7 @@ pub(super) fn judge(raw: Raw, problems: &mut Problems) -> Option<Config> {
             response_body: raw.log.debug_response_body.0,
         },
         state: set(&raw.state.file).map(|path| StateFile { path: path.into() }),
+        speaks_http2,
         effective: masked(&raw),
     })
 }

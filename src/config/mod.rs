@@ -74,6 +74,8 @@ pub struct Config {
     pub log: Log,
     /// Where that is kept which survives a restart; `None` is in memory only.
     pub state: Option<StateFile>,
+    /// Whether any upstream may be spoken to in HTTP/2.
+    pub speaks_http2: bool,
     /// The configuration in force, defaults included, secrets masked: for people.
     pub effective: Value,
 }

@@ -329,8 +329,7 @@ impl Exchange<'_> {
 
 /// Whether a head is all there is of an answer of gRPC's, and says that the server has failed.
 fn has_failed_by_grpc(head: &ResponseHead) -> bool {
-    headers::is_grpc(&head.headers)
-        && headers::grpc_status(&head.headers).is_some_and(is_grpc_failure)
+    headers::is_grpc(head) && headers::grpc_status(&head.headers).is_some_and(is_grpc_failure)
 }
 
 /// Sends on a connection from the pool, and on a new one if that turns out to have been closed before

@@ -350,7 +350,7 @@ fn usual_port(proto: &[u8]) -> &'static [u8] {
 /// Tells an upstream: `X-Forwarded-For`, which is what was there and the peer behind it,
 /// `X-Forwarded-Proto`, `-Host` if there is one, and `-Port`.
 pub fn put_forwarded(headers: &Fields, peer: &Peer, origin: &Origin<'_>, out: &mut impl Sink) {
-    let name = Known::XForwardedFor.name();
+    let name = b"x-forwarded-for: ";
     let peer = peer.text.as_bytes();
     let earlier = || {
         let lines = headers.all(Known::XForwardedFor);
@@ -366,11 +366,11 @@ pub fn put_forwarded(headers: &Fields, peer: &Peer, origin: &Origin<'_>, out: &m
             out.put(name, &pieces);
         }
     }
-    out.put(Known::XForwardedProto.name(), &[origin.proto]);
+    out.put(b"x-forwarded-proto: ", &[origin.proto]);
     if let Some(host) = origin.host {
-        out.put(Known::XForwardedHost.name(), &[host]);
+        out.put(b"x-forwarded-host: ", &[host]);
     }
-    out.put(Known::XForwardedPort.name(), &[origin.port]);
+    out.put(b"x-forwarded-port: ", &[origin.port]);
 }
 
 #[cfg(test)]

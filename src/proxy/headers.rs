@@ -12,7 +12,7 @@ use http::{Method, Version, uri::Authority};
 use super::{
     error::Refusal,
     fields::{Fields, Known, KnownSet, put_field},
-    message::RequestHead,
+    message::{RequestHead, ResponseHead},
 };
 
 /// What belongs to one connection whether `Connection` names it or not.
@@ -199,14 +199,21 @@ pub fn connection_says(headers: &Fields, token: &str) -> bool {
     tokens(headers, Known::Connection).any(|one| one.eq_ignore_ascii_case(token.as_bytes()))
 }
 
-/// Whether a message is gRPC's (grpc/doc/PROTOCOL-HTTP2.md): `application/grpc`, perhaps with `+` and what
-/// messages are written in. gRPC-Web is something else, which says its status in its content.
-pub fn is_grpc(headers: &Fields) -> bool {
+/// Whether a response is gRPC's (grpc/doc/PROTOCOL-HTTP2.md): `application/grpc`, perhaps with `+` and what
+/// messages are written in, by HTTP/2. gRPC-Web is something else, which says its status in its content.
+pub fn is_grpc(head: &ResponseHead) -> bool {
     const GRPC: &[u8] = b"application/grpc";
-    headers.named("content-type").next().is_some_and(|kind| {
-        let (start, rest) = kind.split_at(GRPC.len().min(kind.len()));
-        start.eq_ignore_ascii_case(GRPC) && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
-    })
+    if head.version != Version::HTTP_2 {
+        return false;
+    }
+    head.headers
+        .named("content-type")
+        .next()
+        .is_some_and(|kind| {
+            let (start, rest) = kind.split_at(GRPC.len().min(kind.len()));
+            start.eq_ignore_ascii_case(GRPC)
+                && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
+        })
 }
 
 /// What gRPC says of how a call ended; of what is no number, that this is not known (2).

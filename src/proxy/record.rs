@@ -124,7 +124,7 @@ impl Record {
     /// The head of the final response has come. It is charged if its status says so; whether it is a
     /// success shows when the last byte has come. What gRPC answers is known by its trailers.
     pub fn answered(&mut self, target: Target, head: &ResponseHead) {
-        if head.status != StatusCode::OK || !headers::is_grpc(&head.headers) {
+        if head.status != StatusCode::OK || !headers::is_grpc(head) {
             return self.has_status(target, head.status);
         }
         match headers::grpc_status(&head.headers) {

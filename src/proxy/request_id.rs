@@ -3,8 +3,8 @@
 //!
 //! It tells requests apart, and is no secret: the random number need not be a cryptographer's.
 
-/// Where the dashes go: so many bytes come before each.
-const DASHES: [usize; 4] = [4, 6, 8, 10];
+/// Where each byte stands: there are dashes between them.
+const PLACES: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
 /// The six bits that say what kind of UUID it is: version 4, and the variant of the RFC.
 const KIND: u128 = 0x4000_8000_0000_0000_0000;
 /// Where they are.
@@ -14,20 +14,23 @@ const KIND_MASK: u128 = 0xf000_c000_0000_0000_0000;
 pub fn fresh(bits: u128) -> [u8; 36] {
     let bytes = (bits & !KIND_MASK | KIND).to_be_bytes();
     let mut text = [b'-'; 36];
-    let mut at = 0;
-    for (i, byte) in bytes.into_iter().enumerate() {
-        at += usize::from(DASHES.contains(&i));
-        text[at] = digit(byte >> 4);
-        text[at + 1] = digit(byte & 0xf);
-        at += 2;
+    for (byte, at) in bytes.into_iter().zip(PLACES) {
+        text[at..at + 2].copy_from_slice(&DIGITS[usize::from(byte)]);
     }
     text
 }
 
-/// In lower case (RFC 9562 section 4).
-fn digit(nibble: u8) -> u8 {
-    b"0123456789abcdef"[usize::from(nibble)]
-}
+/// Each byte in lower case (RFC 9562 section 4). It is for every request.
+const DIGITS: [[u8; 2]; 256] = {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut digits = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        digits[byte] = [HEX[byte >> 4], HEX[byte & 0xf]];
+        byte += 1;
+    }
+    digits
+};
 
 #[cfg(test)]
 mod tests {

@@ -105,7 +105,6 @@ async fn route(
             head.headers.remove(KnownSet::of(&[Known::XCanary]));
         }
     }
-    let head = head;
     let origin = forwarded::origin(&head.headers, peer, proxies);
     let request_id = made_request_id(&head);
     let request_id = request_id.as_ref().map(|id| &id[..]);

@@ -69,14 +69,14 @@ impl Message<'_> {
     pub fn put_ours(&self, out: &mut impl Sink) {
         forwarded::put_forwarded(&self.head.headers, self.peer, self.origin, out);
         if let Some(id) = self.request_id {
-            out.put(b"x-request-id", &[id]);
+            out.put(b"x-request-id: ", &[id]);
         }
         if self.takes_trailers {
-            out.put(b"te", &[b"trailers"]);
+            out.put(b"te: ", &[b"trailers"]);
         }
         match self.sidecar {
-            Some(Part::Beginning) => out.put(b"x-canary-body", &[b"partial"]),
-            Some(Part::None) => out.put(b"x-canary-body", &[b"none"]),
+            Some(Part::Beginning) => out.put(b"x-canary-body: ", &[b"partial"]),
+            Some(Part::None) => out.put(b"x-canary-body: ", &[b"none"]),
             Some(Part::All) | None => {}
         }
     }

@@ -8,7 +8,7 @@ use http::{Method, uri::PathAndQuery};
 use memchr::memchr;
 
 use super::headers;
-use crate::config::{Config, Protocol, Upstream};
+use crate::config::{Config, Upstream};
 
 /// Path and query of a request. Either `*`, or it starts with a slash; it holds neither blanks nor
 /// controls nor a fragment.
@@ -131,9 +131,7 @@ impl Target {
 /// Whether a target can be said in HTTP/2 as it is, or need not be. The `h2` crate has targets as RFC 3986 has
 /// them and browsers send them, which is a little less than anything.
 pub fn can_be_said(target: &Target, config: &Config) -> bool {
-    let upstreams = [&config.main, &config.canary].into_iter();
-    let mut upstreams = upstreams.chain(config.sidecar.as_ref().map(|sidecar| &sidecar.upstream));
-    if upstreams.all(|upstream| upstream.client.protocol == Protocol::Http1) {
+    if !config.speaks_http2 {
         return true;
     }
     let said = PathAndQuery::try_from(target.as_bytes());

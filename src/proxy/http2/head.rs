@@ -248,7 +248,8 @@ fn append(fields: &Fields, skipped: KnownSet, map: &mut HeaderMap) {
 }
 
 impl Sink for HeaderMap {
-    fn put(&mut self, name: &'static [u8], value: &[&[u8]]) {
+    fn put(&mut self, start: &'static [u8], value: &[&[u8]]) {
+        let name = start.strip_suffix(b": ").unwrap_or(start);
         let name = HeaderName::from_bytes(name).expect("what we say ourselves has a valid name");
         if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value.concat())) {
             self.append(name, value);
