@@ -39,25 +39,28 @@ pub enum Arrived {
     Http2(Rc<Session>),
 }
 
-/// Serves a connection that was accepted from `address`, until it is over.
-pub async fn serve(worker: Rc<Worker>, socket: TcpStream, address: SocketAddr) {
-    let plain = Io::Plain(Socket::Tcp(socket));
-    let peer = Peer::new(address.ip(), &worker.trusted_proxies, false);
+/// Serves a connection that was accepted from `address`, until it is over. It is known to the worker as
+/// [`Arrived::Unknown`].
+pub async fn serve(
+    worker: Rc<Worker>,
+    registration: Registration,
+    watch: Rc<Watch>,
+    socket: TcpStream,
+    address: SocketAddr,
+) {
+    let mut io = Io::Plain(Socket::Tcp(socket));
+    let mut peer = Peer::new(address.ip(), &worker.trusted_proxies, false);
     let has_header = worker.proxy_protocol && peer.trusted;
-    let (registration, io, peer) = match worker.tls.is_some() || has_header {
-        false => (None, plain, peer),
-        true => {
-            let watch = Rc::new(Watch::new());
-            let registration = Registration::new(&worker, Arrived::Unknown(Rc::clone(&watch)));
-            // Boxed, here and below: a connection that waits in HTTP/1 has no use for the room.
-            let greeting = Box::pin(greet(&worker, plain, peer, has_header));
-            match unless_ordered(&watch, greeting).await {
-                Some(Some((io, peer))) => (Some(registration), io, peer),
-                Some(None) => return,
-                None => return debug!("a client did not begin in time"),
-            }
+    if worker.tls.is_some() || has_header {
+        // Boxed, here and below: a connection that waits in HTTP/1 has no use for the room.
+        let greeting = Box::pin(greet(&worker, io, peer, has_header));
+        match unless_ordered(&watch, greeting).await {
+            Some(Some(greeted)) => (io, peer) = greeted,
+            Some(None) => return,
+            None => return debug!("a client did not begin in time"),
         }
-    };
+    }
+    drop(watch);
     match io.agreed_on_http2() {
         true => Box::pin(http2(worker, registration, io, BytesMut::new(), peer)).await,
         false => http1(worker, registration, io, peer).await,
@@ -112,35 +115,21 @@ async fn unless_ordered<F: Future>(watch: &Watch, future: F) -> Option<F::Output
     .await
 }
 
-async fn http1(worker: Rc<Worker>, registration: Option<Registration>, io: Io, peer: Peer) {
+async fn http1(worker: Rc<Worker>, registration: Registration, io: Io, peer: Peer) {
     let connection = Connection::new(Rc::clone(&worker), io, peer);
-    let arrived = Arrived::Http1(Rc::clone(&connection));
-    let registration = match registration {
-        None => Registration::new(&worker, arrived),
-        Some(registration) => registration.now(arrived),
-    };
+    let registration = registration.now(Arrived::Http1(Rc::clone(&connection)));
     let Some(connection) = conversation::serve(connection).await else {
         return;
     };
     // Nobody else has to do with it any more.
     let registration = registration.now(Arrived::Unknown(Rc::default()));
     if let Some((peer, io, read)) = connection.into_parts() {
-        Box::pin(http2(worker, Some(registration), io, read, peer)).await;
+        Box::pin(http2(worker, registration, io, read, peer)).await;
     }
 }
 
-async fn http2(
-    worker: Rc<Worker>,
-    registration: Option<Registration>,
-    io: Io,
-    read: BytesMut,
-    peer: Peer,
-) {
+async fn http2(worker: Rc<Worker>, registration: Registration, io: Io, read: BytesMut, peer: Peer) {
     let session = Session::new(Rc::clone(&worker), peer);
-    let arrived = Arrived::Http2(Rc::clone(&session));
-    let _until_it_ends = match registration {
-        None => Registration::new(&worker, arrived),
-        Some(registration) => registration.now(arrived),
-    };
+    let _until_it_ends = registration.now(Arrived::Http2(Rc::clone(&session)));
     session.serve(io, read).await;
 }

@@ -31,7 +31,7 @@ use super::{
     record::Warnings,
     split::Lots,
     tls::{ServedTls, Tls, TlsSettings},
-    watch::{Order, Patience},
+    watch::{Order, Patience, Watch},
 };
 use crate::{
     clock,
@@ -193,7 +193,10 @@ impl Worker {
     }
 
     fn serve(self: &Rc<Self>, (stream, address): (TcpStream, SocketAddr), place: Option<Place>) {
-        let served = arrival::serve(Rc::clone(self), stream, address);
+        let watch = Rc::new(Watch::new());
+        // At once: from here on a drain waits for it.
+        let registration = Registration::new(self, Arrived::Unknown(Rc::clone(&watch)));
+        let served = arrival::serve(Rc::clone(self), registration, watch, stream, address);
         spawn_local(async move {
             served.await;
             drop(place);
@@ -280,8 +283,7 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// For a connection of this worker's.
-    pub fn new(worker: &Rc<Worker>, arrived: Arrived) -> Registration {
+    fn new(worker: &Rc<Worker>, arrived: Arrived) -> Registration {
         Registration {
             key: worker.connections.borrow_mut().insert(arrived),
             worker: Rc::clone(worker),
