@@ -8,11 +8,14 @@
 //! |---|---|
 //! | [`listener`] | binds the sockets and accepts |
 //! | [`worker`] | the thread: runtime, accepted connections, sweep of deadlines, drain |
+//! | [`arrival`] | what comes before HTTP: a PROXY header, a TLS handshake, which version |
 //! | [`proxy_protocol`] | reads whose connection a load balancer passes on |
+//! | [`io`], [`tls`] | a connection's bytes, whatever it is made of; how they are encrypted |
 //! | [`conversation`] | the requests of one client, one after the other; how a connection ends |
 //! | [`connection`] | what a client connection has received and has yet to send |
 //! | [`http1`] | HTTP/1.1 as bytes: what is understood, and what is refused |
 //! | [`http2`] | HTTP/2: what the `h2` crate leaves to us |
+//! | [`client`] | who a request is from, in either version |
 //! | [`watch`] | what a connection waits for and since when |
 //! | [`service`] | the pipeline |
 //! | [`message`], [`fields`], [`headers`], [`uri`] | message heads; what is passed on, and how it is rewritten |
@@ -22,9 +25,9 @@
 //! | [`split`] | draws by the weight; who is whose, with sticky assignment |
 //! | [`forward`] | sends to an upstream, falls back to main |
 //! | [`upload`], [`call`] | one request to an upstream, and its response |
-//! | [`pool`], [`connect`] | upstream connections |
+//! | [`pool`], [`connect`], [`refusal`] | upstream connections; whether one that ended had read a request |
 //! | [`body`] | request and response bodies on their way through |
-//! | [`upgrade`] | tunnels after a `101` |
+//! | [`upgrade`], [`websocket`] | tunnels after a `101`; what of a handshake is said for others |
 //! | [`record`] | settles permit, tally and log once per request |
 //! | [`error`] | what can fail, and which status that is |
 
