@@ -16,6 +16,7 @@ mod admin_phases;
 mod bodies;
 mod breaker;
 mod cache;
+mod certificates;
 mod cli;
 mod command_line;
 mod connections;
