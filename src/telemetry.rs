@@ -12,8 +12,9 @@ use tracing::{
 };
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::{
-    filter::LevelFilter,
+    filter::{LevelFilter, Targets},
     fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
+    layer::SubscriberExt,
     registry::LookupSpan,
 };
 
@@ -31,11 +32,20 @@ pub fn init(level: Level) -> WorkerGuard {
         Level::Debug => LevelFilter::DEBUG,
         Level::Trace => LevelFilter::TRACE,
     };
+    // What libraries say of each frame and packet is for `trace`.
+    let libraries = match level {
+        LevelFilter::TRACE => level,
+        level => level.min(LevelFilter::WARN),
+    };
+    let levels = Targets::new()
+        .with_target(env!("CARGO_CRATE_NAME"), level)
+        .with_default(libraries);
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(writer)
         .event_format(JsonLines)
-        .finish();
+        .finish()
+        .with(levels);
     // A second call is a second router in one process, which tests have; the first one's stays.
     let _already_set = tracing::subscriber::set_global_default(subscriber);
     guard

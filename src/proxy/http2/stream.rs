@@ -246,7 +246,7 @@ impl Stream {
         self.continue_awaited.set(false);
         let bodiless = is_head || framing::is_bodiless(head.status);
         let ends = !switches && (bodiless || body.is_over());
-        let response = self.head(&head, &body);
+        let response = self.head(&head, &body, switches);
         // It holds on to all that was read with it.
         drop(head);
         self.watch.enter(Stage::Response, clock::recent());
@@ -277,7 +277,7 @@ impl Stream {
         End::Done
     }
 
-    fn head(&self, head: &ResponseHead, body: &Body) -> http::Response<()> {
+    fn head(&self, head: &ResponseHead, body: &Body, switches: bool) -> http::Response<()> {
         let mut response = head::response(head);
         let fields = response.headers_mut();
         if !head.headers.has(Known::Date)
@@ -290,8 +290,8 @@ impl Stream {
         {
             fields.append(header::SET_COOKIE, cookie);
         }
-        // RFC 9110 section 8.6.
-        let has_length = head.status != StatusCode::NO_CONTENT && !head.status.is_informational();
+        // RFC 9110 section 8.6; and what follows the head of a tunnel is not its content.
+        let has_length = head.status != StatusCode::NO_CONTENT && !switches;
         match (body, has_length) {
             (Body::Text(text), true) => {
                 fields.insert(header::CONTENT_LENGTH, text.len().into());
