@@ -99,20 +99,21 @@ pub struct Others {
 }
 
 impl Others {
-    /// From now on; `proxy` is the CPU time that the proxy has had so far.
-    pub fn watch(proxy: Duration) -> Result<Others> {
+    /// From now on; `running` is the CPU time that our running processes, the proxy above all, have
+    /// had so far. Those that end meanwhile are known.
+    pub fn watch(running: Duration) -> Result<Others> {
         Ok(Others {
             since: Instant::now(),
             everybody: busy()?.0,
-            ours: own_cpu()? + proxy,
+            ours: own_cpu()? + running,
         })
     }
 
-    /// The part that others had, 0 to 1; `proxy` as above.
-    pub fn part(&self, proxy: Duration) -> Result<f64> {
+    /// The part that others had, 0 to 1; `running` as above.
+    pub fn part(&self, running: Duration) -> Result<f64> {
         let (everybody, cores) = busy()?;
         let all = everybody.saturating_sub(self.everybody);
-        let ours = (own_cpu()? + proxy).saturating_sub(self.ours);
+        let ours = (own_cpu()? + running).saturating_sub(self.ours);
         let others = all.saturating_sub(ours).as_secs_f64();
         Ok(others / (self.since.elapsed().as_secs_f64() * cores as f64))
     }
@@ -143,13 +144,23 @@ fn busy() -> Result<(Duration, usize)> {
         let spent = columns.next().context("/proc/stat is too short")??;
         ticks += if matches!(column, 3 | 4) { 0 } else { spent };
     }
-    let ticks_per_second = u32::try_from(rustix::param::clock_ticks_per_second())?;
     let cores = stat.lines().filter(|line| line.starts_with("cpu")).count() - 1;
-    Ok((Duration::from_secs(ticks) / ticks_per_second, cores))
+    Ok((of_ticks(ticks)?, cores))
 }
 
-/// Of this process.
+/// Of this process, and of its children that have ended.
 fn own_cpu() -> Result<Duration> {
     let spent = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::try_from(spent).context("a negative CPU time")
+    let spent = Duration::try_from(spent).context("a negative CPU time")?;
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    // Behind the name come 13 columns, then cutime and cstime.
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let children = after_name.split_whitespace().skip(13).take(2);
+    let ticks: Vec<u64> = children.map(str::parse).collect::<Result<_, _>>()?;
+    Ok(spent + of_ticks(ticks.iter().sum())?)
+}
+
+fn of_ticks(ticks: u64) -> Result<Duration> {
+    let per_second = u32::try_from(rustix::param::clock_ticks_per_second())?;
+    Ok(Duration::from_secs(ticks) / per_second)
 }

@@ -4,10 +4,14 @@
 //! Nothing here measures by itself and nothing knows how results are shown. Everything listens on
 //! 127.0.0.1, on free ports, and is gone when its value is dropped.
 
+pub mod certificate;
+pub mod h2load;
 pub mod load;
 pub mod machine;
 pub mod message;
+pub mod nghttpd;
 pub mod process;
 pub mod proxies;
 pub mod upstream;
+pub mod wire;
 pub mod workload;

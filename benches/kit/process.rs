@@ -53,12 +53,10 @@ impl Process {
         address: SocketAddr,
         folder: &Folder,
     ) -> Result<Process> {
-        let log = folder.0.join("log");
+        let name = program.file_name().unwrap_or_default();
+        let log = folder.0.join(name).with_extension("log");
         let output = File::create(&log)?;
-        // setpriv: so that nothing is left when the bench itself is killed.
-        let child = Command::new("setpriv")
-            .arg("--pdeathsig=TERM")
-            .arg(program)
+        let child = command(program)
             .args(arguments)
             .current_dir(&folder.0)
             .stdin(Stdio::null())
@@ -168,6 +166,13 @@ impl Drop for Process {
             eprintln!("process {}: {error:#}", self.pid());
         }
     }
+}
+
+/// A program that ends when this one does: nothing is left when the bench itself is killed.
+pub fn command(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.arg("--pdeathsig=TERM").arg(program);
+    command
 }
 
 /// A port that nobody listens on at the moment.
