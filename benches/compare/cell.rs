@@ -5,6 +5,7 @@ use std::{fmt, net::SocketAddr, time::Duration};
 use anyhow::{Context, Result, ensure};
 
 use crate::kit::{
+    h2load::Pace,
     load::{Done, Load, Until},
     machine::{Cores, Others, run_on},
     message::Exchange,
@@ -20,8 +21,10 @@ pub struct Cell<'a> {
     pub workers: usize,
     pub cores: &'a Cores,
     pub connections: usize,
+    /// On each of them, where h2load sends.
+    pub streams: usize,
     pub seconds: f64,
-    /// Of the open loop; 0 for none.
+    /// Of the open loop, or of the connections where each request has its own; 0 for none.
     pub rate: u32,
     pub folder: &'a Folder,
 }
@@ -31,7 +34,8 @@ pub struct Cell<'a> {
 pub struct Measured {
     /// CPU time of the proxy per request.
     pub cpu_us: f64,
-    pub requests_per_second: f64,
+    /// `None` where it is given.
+    pub requests_per_second: Option<f64>,
     pub latency: Option<Latency>,
     /// The part of the machine that was busy with what is not ours, 0 to 1.
     pub others: f64,
@@ -49,6 +53,39 @@ const WARM_UP: Duration = Duration::from_millis(500);
 
 impl Cell<'_> {
     pub fn measure(&self, proxy: &Proxy) -> Result<Measured> {
+        match self.workload.wire().is_plain() {
+            true => self.measure_by_kit(proxy),
+            false => self.measure_by_h2load(proxy),
+        }
+    }
+
+    /// How it was sent, for those who read the table.
+    pub fn note(&self) -> String {
+        let wire = self.workload.wire();
+        if wire.is_plain() {
+            return match self.rate {
+                0 => String::new(),
+                rate => format!(
+                    "Latency at {rate} requests/s, open loop, from the moment a request was due.\n"
+                ),
+            };
+        }
+        match self.pace() {
+            Pace::Loop {
+                connections,
+                streams,
+            } => format!(
+                "Sent by h2load, which has no open loop and hence no latency: {connections} connections, \
+                 {streams} in flight on each, {wire}.\n"
+            ),
+            Pace::Connect { per_second } => format!(
+                "Sent by h2load: {per_second} connections a second, {wire}; CPU is of the whole, \
+                 from accepting the connection to closing it.\n"
+            ),
+        }
+    }
+
+    fn measure_by_kit(&self, proxy: &Proxy) -> Result<Measured> {
         run_on(&self.cores.load)?;
         let threads = self.cores.load_threads();
         let upstream = Upstream::start(Role::Upstream, threads)?;
@@ -56,6 +93,7 @@ impl Cell<'_> {
         run_on(&self.cores.proxy)?;
         let task = Task {
             workers: self.workers,
+            wire: self.workload.wire(),
             connections: self.connections,
             upstream: upstream.address,
             sidecar: self.workload.asks_sidecar().then_some(sidecar.address),
@@ -82,7 +120,7 @@ impl Cell<'_> {
         process.stop()?;
         Ok(Measured {
             cpu_us: cpu.as_secs_f64() * 1e6 / done.requests as f64,
-            requests_per_second: done.requests as f64 / done.elapsed.as_secs_f64(),
+            requests_per_second: Some(done.requests as f64 / done.elapsed.as_secs_f64()),
             latency,
             others,
         })
@@ -120,11 +158,10 @@ impl Cell<'_> {
 
 impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(
-            f,
-            "{:.2} µs CPU, {:.0} requests/s",
-            self.cpu_us, self.requests_per_second
-        )?;
+        write!(f, "{:.2} µs CPU", self.cpu_us)?;
+        if let Some(per_second) = self.requests_per_second {
+            write!(f, ", {per_second:.0} requests/s")?;
+        }
         if let Some(Latency { p50_us, p99_us }) = self.latency {
             write!(f, ", p50 {p50_us:.0} µs, p99 {p99_us:.0} µs")?;
         }
@@ -151,7 +188,7 @@ fn closed_loop(loads: &mut [Load], time: Duration) -> Result<Done> {
 }
 
 /// Each request once, over connections that were kept: else it is not the work that we mean.
-fn forwarded(requests: u64, before: Seen, after: Seen) -> Result<()> {
+pub fn forwarded(requests: u64, before: Seen, after: Seen) -> Result<()> {
     let arrived = after.requests - before.requests;
     ensure!(
         arrived == requests,

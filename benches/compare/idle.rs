@@ -54,6 +54,7 @@ fn measure_one(
     run_on(&cores.proxy)?;
     let task = Task {
         workers: cores.proxy.len(),
+        wire: Workload::Idle.wire(),
         connections,
         upstream: upstream.address,
         sidecar: None,

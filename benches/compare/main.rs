@@ -3,7 +3,7 @@
 //! The proxies take turns, round by round, each in a fresh process, so that what else happens on the
 //! machine hits all of them; ratios are made within a round, and it is their median that counts. The
 //! proxy has its own core (one per worker, where there are enough), load generator, upstream and
-//! sidecar share the others. Nothing here goes over a network, and no TLS is spoken.
+//! sidecar share the others. Nothing here goes over a network.
 //!
 //!     cargo bench --bench compare -- --help
 
@@ -15,6 +15,7 @@
 #[allow(dead_code)]
 mod kit;
 
+mod by_h2load;
 mod cell;
 mod idle;
 mod table;
@@ -26,7 +27,9 @@ use clap::{Parser, ValueEnum};
 
 use cell::{Cell, Measured};
 use kit::{
+    certificate, h2load,
     machine::{self, Cores},
+    nghttpd,
     process::Folder,
     proxies::Proxy,
     workload::Workload,
@@ -36,7 +39,7 @@ use table::Rounds;
 /// Compares builds of the router with Debian's nginx and haproxy, and prints markdown tables.
 ///
 /// CPU is the time of all the proxy's threads and processes, user and system, per request, in a
-/// closed loop over keep-alive connections. Latency is from another, open-loop run at a fixed rate,
+/// closed loop over keep-alive connections; with `handshake`, per connection. Latency is from another, open-loop run at a fixed rate,
 /// from the moment a request was due (no coordinated omission). Ratios are taken within a round;
 /// the table has their median and, in brackets, the least and the greatest of them.
 #[derive(Parser)]
@@ -47,6 +50,9 @@ struct Arguments {
     /// A build of the router, repeatable; without it, the one that cargo has just built
     #[arg(long = "router", value_name = "NAME=PATH", value_parser = router)]
     routers: Vec<Proxy>,
+    /// No router at all, only those that it is compared with
+    #[arg(long, conflicts_with = "routers")]
+    no_router: bool,
     /// What to compare with; the first one is what ratios refer to
     #[arg(long, value_delimiter = ',', default_value = "nginx,haproxy")]
     against: Vec<Opponent>,
@@ -63,7 +69,14 @@ struct Arguments {
     /// Keep-alive connections
     #[arg(long, default_value_t = 64)]
     connections: usize,
-    /// Requests a second of the open loop, instead of a moderate rate for the workload; 0 for none
+    /// The same with HTTP/2
+    #[arg(long, default_value_t = 8)]
+    h2_connections: usize,
+    /// Requests in flight on each of these
+    #[arg(long, default_value_t = 16)]
+    streams: usize,
+    /// Requests a second of the open loop, instead of a moderate rate for the workload; 0 for none.
+    /// With `handshake` it is connections a second, and there is always some
     #[arg(long)]
     rate: Option<u32>,
     /// Seconds to wait before a turn for others to leave the machine alone; after that it is taken
@@ -115,7 +128,7 @@ fn main() -> ExitCode {
 
 fn run(mut arguments: Arguments) -> Result<()> {
     ensure!(arguments.rounds > 0, "--rounds must be 1 at least");
-    if arguments.routers.is_empty() {
+    if arguments.routers.is_empty() && !arguments.no_router {
         arguments.routers.push(Proxy::Router {
             name: "router".into(),
             binary: PathBuf::from(env!("CARGO_BIN_EXE_canary-router")),
@@ -127,9 +140,16 @@ fn run(mut arguments: Arguments) -> Result<()> {
     let all_cores = machine::cores()?;
     machine::punctual_timers()?;
     let folder = Folder::new()?;
+    certificate::write(&folder)?;
 
-    for &workload in &arguments.workloads {
-        let proxies = arguments.proxies(workload)?;
+    // All that is needed is looked for before the first is measured.
+    let proxies = |&workload| anyhow::Ok((workload, arguments.proxies(workload)?));
+    let planned: Vec<_> = arguments
+        .workloads
+        .iter()
+        .map(proxies)
+        .collect::<Result<_>>()?;
+    for (workload, proxies) in planned {
         if workload == Workload::Idle {
             let cores = Cores::for_workers(1, &all_cores);
             let measured = idle::measure(&proxies, arguments.idle_connections, &cores, &folder)?;
@@ -159,8 +179,7 @@ fn run(mut arguments: Arguments) -> Result<()> {
 }
 
 impl Arguments {
-    /// Who can do this, the one that ratios refer to first. All of them are looked for before the
-    /// first is measured.
+    /// Who can do this, the one that ratios refer to first; an error where something is not installed.
     fn proxies(&self, workload: Workload) -> Result<Vec<Proxy>> {
         let mut proxies = Vec::new();
         for opponent in &self.against {
@@ -178,8 +197,19 @@ impl Arguments {
             }
         }
         proxies.extend(self.routers.iter().cloned());
+        ensure!(
+            !proxies.is_empty(),
+            "{workload}: nobody is left to be measured"
+        );
         for proxy in &proxies {
             proxy.program()?;
+        }
+        let wire = workload.wire();
+        if !wire.is_plain() {
+            h2load::program()?;
+        }
+        if wire.http2_upstream {
+            nghttpd::program()?;
         }
         Ok(proxies)
     }
@@ -192,21 +222,28 @@ impl Arguments {
         cores: Cores,
         folder: &Folder,
     ) -> Result<Rounds> {
+        let wire = workload.wire();
         // Where all share the cores, a latency would tell of the scheduler.
-        let rate = match cores.are_shared() {
-            true => 0,
-            false => self.rate.unwrap_or_else(|| workload.moderate_rate()),
+        let rate = match (cores.are_shared(), self.rate) {
+            (true, _) if wire.is_plain() => 0,
+            (_, Some(0)) if workload == Workload::Handshake => workload.moderate_rate(),
+            (_, given) => given.unwrap_or_else(|| workload.moderate_rate()),
+        };
+        let (connections, streams) = match wire.http2 {
+            true => (self.h2_connections, self.streams),
+            false => (self.connections, 1),
         };
         let cell = Cell {
             workload,
             workers,
             cores: &cores,
-            connections: self.connections,
+            connections,
+            streams,
             seconds: self.seconds,
             rate,
             folder,
         };
-        let mut rounds = Rounds::new(workload, workers, cores.clone(), rate, proxies);
+        let mut rounds = Rounds::new(workload, workers, cores.clone(), cell.note(), proxies);
         for round in 1..=self.rounds {
             for (index, proxy) in proxies.iter().enumerate() {
                 let turn = format!("{workload}, {workers} workers, round {round}, {proxy}");

@@ -10,8 +10,8 @@ pub struct Rounds {
     workload: Workload,
     pub workers: usize,
     pub cores: Cores,
-    /// Of the open loop; 0 for none.
-    rate: u32,
+    /// How it was sent.
+    note: String,
     proxies: Vec<(String, Vec<Measured>)>,
 }
 
@@ -26,14 +26,14 @@ impl Rounds {
         workload: Workload,
         workers: usize,
         cores: Cores,
-        rate: u32,
+        note: String,
         proxies: &[Proxy],
     ) -> Rounds {
         Rounds {
             workload,
             workers,
             cores,
-            rate,
+            note,
             proxies: proxies
                 .iter()
                 .map(|proxy| (proxy.to_string(), Vec::new()))
@@ -101,7 +101,7 @@ pub fn cells(rounds: &Rounds) -> String {
     );
     for (index, (name, turns)) in rounds.proxies.iter().enumerate() {
         let cpu = rounds.figure(index, |m| Some(m.cpu_us));
-        let throughput = rounds.figure(index, |m| Some(m.requests_per_second));
+        let throughput = rounds.figure(index, |m| m.requests_per_second);
         let p50 = rounds.figure(index, |m| Some(m.latency?.p50_us));
         let counted = rounds.counted();
         let others = counted.iter().map(|&round| turns[round].others);
@@ -124,13 +124,7 @@ pub fn cells(rounds: &Rounds) -> String {
     }
     text += "\nOthers: the part of the machine that was busy with what is not ours. Rounds in which it was 3 % \
              or more do not count, as long as others are left.\n";
-    if rounds.rate > 0 {
-        text += &format!(
-            "Latency at {} requests/s, open loop, from the moment a request was due.\n",
-            rounds.rate
-        );
-    }
-    text
+    text + &rounds.note
 }
 
 /// How much more a proxy does with more workers.
@@ -150,7 +144,7 @@ pub fn scaling(one: &Rounds, other: &Rounds) -> String {
         let by_cpu = medians(|m| Some(m.cpu_us)).map_or(String::new(), |(less, more)| {
             format!("{:.2}", less / more * times)
         });
-        let by_throughput = medians(|m| Some(m.requests_per_second))
+        let by_throughput = medians(|m| m.requests_per_second)
             .map_or(String::new(), |(less, more)| format!("{:.2}", more / less));
         line(&mut text, &[name.clone(), by_cpu, by_throughput]);
     }

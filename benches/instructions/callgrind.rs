@@ -14,6 +14,7 @@ use crate::kit::{
     process::{Folder, Process, free_address},
     proxies::{self, Guards, Task},
     upstream::{Role, Upstream},
+    wire::Wire,
 };
 
 /// Runs it.
@@ -45,6 +46,7 @@ impl Callgrind<'_> {
         let (address, instrumentation) = (free_address()?, free_address()?);
         let task = Task {
             workers: 1,
+            wire: Wire::default(),
             connections: 1,
             upstream: upstream.address,
             sidecar: request.asks_sidecar().then_some(sidecar.address),

@@ -1,6 +1,8 @@
-//! The proxies that are compared, each configured for the same work: HTTP/1.1 to the upstream over
-//! kept connections, `X-Forwarded-For`, no access log. The router has everything on that is on by
-//! default, and metrics and both of the canary's limits.
+//! The proxies that are compared, each configured for the same work: the same protocol to the upstream
+//! over kept connections, `X-Forwarded-For`, no access log. With TLS, the same version and certificate,
+//! and HTTP/2 is offered; a handshake ends with two tickets, as it does by default with all of them, and
+//! nobody comes back with one. The router has everything on that is on by default, and metrics and
+//! both of the canary's limits.
 
 use std::{
     fmt,
@@ -11,8 +13,12 @@ use std::{
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::machine::allow_open_files;
-use super::process::{Folder, Process, find, free_address};
+use super::{
+    certificate::{BOTH, CERTIFICATE, KEY},
+    machine::allow_open_files,
+    process::{Folder, Process, find, free_address},
+    wire::Wire,
+};
 
 /// One of those that are compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +32,8 @@ pub enum Proxy {
 #[derive(Debug, Clone, Copy)]
 pub struct Task {
     pub workers: usize,
-    /// From clients; each may need one to the upstream.
+    pub wire: Wire,
+    /// From clients, or requests that they have in flight; each may need one to the upstream.
     pub connections: usize,
     pub upstream: SocketAddr,
     pub sidecar: Option<SocketAddr>,
@@ -128,6 +135,13 @@ pub fn router_with(
             "port": instrumentation.port()
         }
     });
+    // Older builds do not know these keys: they are there where they are needed.
+    if task.wire.tls {
+        config["router-server"]["tls"] = json!({"certificate": CERTIFICATE, "private-key": KEY});
+    }
+    if task.wire.http2_upstream {
+        config["proxy-client"] = json!({"to-main-and-canary": {"protocol": "h2"}});
+    }
     match task.guards {
         Guards::Weight => config["traffic"] = json!({"weight": 50}),
         Guards::Rollout => {
@@ -161,10 +175,17 @@ pub fn router_with(
 
 fn nginx(address: SocketAddr, task: &Task, buffering: bool) -> String {
     let Task {
-        workers, upstream, ..
+        workers,
+        upstream,
+        wire,
+        ..
     } = task;
     // As long as the bench lasts; the usual end after 1000 requests would be one nginx's alone.
-    let kept = "keepalive 256; keepalive_requests 1000000000;";
+    let idle = match wire.http2 {
+        true => task.connections.max(256),
+        false => 256,
+    };
+    let kept = format!("keepalive {idle}; keepalive_requests 1000000000;");
     let worker_connections = 3 * task.connections + 256;
     let (sidecar, ask, question) = match task.sidecar {
         None => Default::default(),
@@ -188,6 +209,32 @@ fn nginx(address: SocketAddr, task: &Task, buffering: bool) -> String {
         true => "proxy_buffering on;",
         false => "proxy_buffering off; proxy_buffer_size 64k; proxy_buffers 8 64k;",
     };
+    let (listen, certificate) = match (wire.tls, wire.http2) {
+        (true, _) => (
+            " ssl http2",
+            format!(
+                "ssl_protocols TLSv1.3;
+                ssl_certificate {CERTIFICATE};
+                ssl_certificate_key {KEY};"
+            ),
+        ),
+        (false, true) => (" http2", String::new()),
+        (false, false) => Default::default(),
+    };
+    // It has no other way to speak HTTP/2 to an upstream.
+    let pass = match wire.http2_upstream {
+        true => "grpc_pass grpc://main;
+                    grpc_set_header Host $host;
+                    grpc_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"
+            .to_owned(),
+        false => format!(
+            "proxy_pass http://main;
+                    {buffering}
+                    proxy_set_header Host $host;
+                    proxy_set_header Connection \"\";
+                    proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"
+        ),
+    };
     format!(
         "daemon off;
         user root;
@@ -209,14 +256,11 @@ fn nginx(address: SocketAddr, task: &Task, buffering: bool) -> String {
             upstream main {{ server {upstream}; {kept} }}
             {sidecar}
             server {{
-                listen {address} reuseport backlog=4096;
+                listen {address}{listen} reuseport backlog=4096;
+                {certificate}
                 location / {{
                     {ask}
-                    proxy_pass http://main;
-                    {buffering}
-                    proxy_set_header Host $host;
-                    proxy_set_header Connection \"\";
-                    proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+                    {pass}
                 }}
                 {question}
             }}
@@ -227,9 +271,21 @@ fn nginx(address: SocketAddr, task: &Task, buffering: bool) -> String {
 
 fn haproxy(address: SocketAddr, task: &Task) -> String {
     let Task {
-        workers, upstream, ..
+        workers,
+        upstream,
+        wire,
+        ..
     } = task;
     let maxconn = task.connections + 100;
+    let listen = match (wire.tls, wire.http2) {
+        (true, _) => format!(" ssl crt {BOTH} alpn h2,http/1.1 ssl-min-ver TLSv1.3"),
+        (false, true) => " proto h2".to_owned(),
+        (false, false) => String::new(),
+    };
+    let speak = match wire.http2_upstream {
+        true => " proto h2",
+        false => "",
+    };
     format!(
         "global
             nbthread {workers}
@@ -247,10 +303,10 @@ fn haproxy(address: SocketAddr, task: &Task) -> String {
             timeout server 60s
             timeout http-keep-alive 300s
         frontend bench
-            bind {address} backlog 4096
+            bind {address} backlog 4096{listen}
             default_backend main
         backend main
-            server main {upstream}
+            server main {upstream}{speak}
         "
     )
 }

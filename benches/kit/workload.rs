@@ -4,7 +4,7 @@ use std::fmt;
 
 use clap::ValueEnum;
 
-use super::message::Exchange;
+use super::{message::Exchange, wire::Wire};
 
 /// A kind of traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -17,6 +17,16 @@ pub enum Workload {
     Post,
     /// GET, 1 MiB answer
     Large,
+    /// GET, 1 KiB answer, HTTP/1.1 over TLS
+    Tls,
+    /// GET, 1 KiB answer, HTTP/2 over TLS
+    H2,
+    /// GET, 1 KiB answer, HTTP/2 without TLS
+    H2c,
+    /// GET, 1 KiB answer, HTTP/2 without TLS on both sides (nginx: `grpc_pass`)
+    H2Both,
+    /// GET, 1 KiB answer, HTTP/1.1 over TLS, a connection for each request
+    Handshake,
     /// Idle keep-alive connections that each made one request
     Idle,
 }
@@ -24,7 +34,14 @@ pub enum Workload {
 impl Workload {
     pub fn exchange(self) -> Exchange {
         match self {
-            Workload::Plain | Workload::Sidecar | Workload::Idle => Exchange::new("GET", 0, 1024),
+            Workload::Plain
+            | Workload::Sidecar
+            | Workload::Tls
+            | Workload::H2
+            | Workload::H2c
+            | Workload::H2Both
+            | Workload::Handshake
+            | Workload::Idle => Exchange::new("GET", 0, 1024),
             Workload::Post => Exchange::new("POST", 16 << 10, 1024),
             Workload::Large => Exchange::new("GET", 0, 1 << 20),
         }
@@ -41,12 +58,34 @@ impl Workload {
         self == Workload::Sidecar
     }
 
-    /// A moderate load, in requests a second: about a fifth of what one core of nginx does.
+    pub fn wire(self) -> Wire {
+        let (tls, http2, http2_upstream) = match self {
+            Workload::Tls | Workload::Handshake => (true, false, false),
+            Workload::H2 => (true, true, false),
+            Workload::H2c => (false, true, false),
+            Workload::H2Both => (false, true, true),
+            Workload::Plain
+            | Workload::Sidecar
+            | Workload::Post
+            | Workload::Large
+            | Workload::Idle => (false, false, false),
+        };
+        Wire {
+            tls,
+            http2,
+            http2_upstream,
+        }
+    }
+
+    /// A moderate load, in requests a second: about a fifth of what one core of nginx does. 0 where
+    /// nobody sends at a rate.
     pub fn moderate_rate(self) -> u32 {
         match self {
             Workload::Plain | Workload::Idle => 10_000,
             Workload::Sidecar | Workload::Post => 5_000,
             Workload::Large => 400,
+            Workload::Handshake => 1_000,
+            Workload::Tls | Workload::H2 | Workload::H2c | Workload::H2Both => 0,
         }
     }
 }
@@ -58,6 +97,11 @@ impl fmt::Display for Workload {
             Workload::Sidecar => "sidecar",
             Workload::Post => "post",
             Workload::Large => "large",
+            Workload::Tls => "tls",
+            Workload::H2 => "h2",
+            Workload::H2c => "h2c",
+            Workload::H2Both => "h2-both",
+            Workload::Handshake => "handshake",
             Workload::Idle => "idle",
         })
     }
