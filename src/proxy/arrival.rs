@@ -11,6 +11,7 @@ use std::{
     pin::pin,
     rc::Rc,
     task::Poll,
+    time::Duration,
 };
 
 use bytes::BytesMut;
@@ -28,6 +29,9 @@ use super::{
     watch::{Order, Watch},
     worker::{Registration, Worker},
 };
+
+/// How long what comes before HTTP may still take when the process drains.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// A connection in whichever state it is, as the worker looks after it.
 pub enum Arrived {
@@ -108,9 +112,17 @@ async fn greet(
 /// `None` if the worker has had enough of it first.
 async fn unless_ordered<F: Future>(watch: &Watch, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
-    poll_fn(|cx| match watch.orders(cx.waker()) {
-        Some(Order::Expire | Order::Cut) => Poll::Ready(None),
-        Some(Order::Drain | Order::Look) | None => future.as_mut().poll(cx).map(Some),
+    let mut patience = None;
+    poll_fn(|cx| {
+        match watch.orders(cx.waker()) {
+            Some(Order::Expire | Order::Cut) => return Poll::Ready(None),
+            Some(Order::Drain) => patience = Some(Box::pin(tokio::time::sleep(DRAIN_GRACE))),
+            Some(Order::Look) | None => {}
+        }
+        match (future.as_mut().poll(cx), &mut patience) {
+            (Poll::Pending, Some(patience)) => patience.as_mut().poll(cx).map(|()| None),
+            (polled, _) => polled.map(Some),
+        }
     })
     .await
 }
@@ -129,7 +141,7 @@ async fn http1(worker: Rc<Worker>, registration: Registration, io: Io, peer: Pee
 }
 
 async fn http2(worker: Rc<Worker>, registration: Registration, io: Io, read: BytesMut, peer: Peer) {
-    let session = Session::new(Rc::clone(&worker), peer);
+    let session = Session::new(Rc::clone(&worker), peer, io, read);
     let _until_it_ends = registration.now(Arrived::Http2(Rc::clone(&session)));
-    session.serve(io, read).await;
+    session.serve().await;
 }

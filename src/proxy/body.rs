@@ -308,6 +308,14 @@ impl Body {
         }
     }
 
+    /// Whether it is over, and counted.
+    pub fn is_settled(&self) -> bool {
+        match self {
+            Body::Text(text) => text.is_empty(),
+            Body::Upstream(body) => body.call.is_over() && body.record.is_none(),
+        }
+    }
+
     /// Whether it is known that nothing more comes.
     pub fn is_over(&self) -> bool {
         match self {

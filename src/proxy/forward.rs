@@ -345,19 +345,21 @@ async fn send_once(
 ) -> Result<Answer, Unanswered<CallError>> {
     let deadline = clock::now() + upstream.client.timeout;
     let method = &message.head.method;
-    let mut closed = false;
+    // One that was closed, or has refused it: then it is sent again, on another one, once.
+    let mut first = true;
     loop {
         let want = Want {
-            new: closed,
+            new: !first,
             // What is written for one version cannot be sent by the other.
             http1: upload.is_written(),
             tunnel: message.upgrade.is_some(),
         };
+        let asked = clock::recent();
         let leased = pool.lease(upstream, want).await;
         let reused = leased.as_ref().is_ok_and(Leased::is_reused);
         let called = match leased {
             Ok(leased) => {
-                if !reused {
+                if leased.was_made_since(asked) {
                     client.watch().connected_now();
                 }
                 Call::new(leased, upload, upstream, message)
@@ -366,8 +368,8 @@ async fn send_once(
         };
         let mut call = match called {
             Ok(call) => call,
-            Err((_, unread)) if reused => {
-                (upload, closed) = (unread, true);
+            Err((_, unread)) if reused && first => {
+                (upload, first) = (unread, false);
                 continue;
             }
             Err((error, upload)) => {
@@ -408,9 +410,9 @@ async fn send_once(
             },
         };
         match request {
-            Returned::Unread(unread) if reused => {
+            Returned::Unread(unread) if reused && first => {
                 debug!("the upstream had closed the connection; the request is sent again");
-                (upload, closed) = (unread, true);
+                (upload, first) = (unread, false);
             }
             request => return Err(Unanswered { error, request }),
         }

@@ -11,16 +11,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    sync::{Mutex, MutexGuard},
-    time::timeout,
-};
+use tokio::task::spawn_local;
 
 use super::{
     connect::{Resolver, connect},
     error::UpstreamError,
     http1::inbox::{Inbox, Scratch},
-    http2::upstream::{Shared, Slot},
+    http2::{
+        opening::Openings,
+        upstream::{MOST_STREAMS, Shared, Slot},
+    },
     io::Io,
     refusal::has_refused_all_behind,
     tls::Tls,
@@ -42,8 +42,10 @@ pub struct Pool {
     max_age: Duration,
     /// Connections that requests share.
     shared: Shared,
-    /// Such connections are made one at a time.
-    opening: Mutex<()>,
+    /// Such connections that are being made.
+    openings: Openings,
+    /// How many requests the last one takes at a time, as far as is known.
+    capacity: Cell<usize>,
     /// Whether the last one was, or is expected to be, such a connection.
     is_shared: Cell<bool>,
 }
@@ -119,7 +121,8 @@ impl Pool {
             idle_timeout: client.idle_conn_timeout,
             max_age: client.max_conn_age,
             shared: Shared::default(),
-            opening: Mutex::default(),
+            openings: Openings::default(),
+            capacity: Cell::new(MOST_STREAMS),
             is_shared: Cell::new(client.protocol != Protocol::Http1),
         })
     }
@@ -142,19 +145,17 @@ impl Pool {
                 }
             };
         }
-        if let Some(leased) = self.take_any(want) {
-            return Ok(leased);
-        }
-        // Who comes together shares what the first one has made.
-        let alone = match self.is_shared.get() {
-            true => Some(self.open_alone(upstream).await?),
-            false => None,
+        // Who comes together shares what the first one makes, as far as it goes.
+        let deadline = clock::now() + upstream.client.connect_timeout;
+        let opening = loop {
+            if let Some(leased) = self.take_any(want) {
+                return Ok(leased);
+            }
+            match self.openings.join().filter(|_| self.is_shared.get()) {
+                Some(seat) => seat.ended(deadline).await?,
+                None => break self.openings.begin(self.capacity.get()),
+            }
         };
-        if alone.is_some()
-            && let Some(leased) = self.take_any(want)
-        {
-            return Ok(leased);
-        }
         let io = connect(upstream, &self.tls, &self.resolver, false).await?;
         let is_shared = match upstream.client.protocol {
             Protocol::Http2 if upstream.tls && !io.agreed_on_http2() => {
@@ -168,10 +169,17 @@ impl Pool {
         if !is_shared {
             return Ok(self.fresh(io));
         }
-        let slot = self.shared.begin(io).await?;
+        let slot = self.shared.begin(io, Rc::clone(&self.scratch)).await?;
+        let limit = upstream.client.connect_timeout;
         if want.tunnel {
-            slot.settled(upstream.client.connect_timeout).await;
+            slot.settled(limit).await;
         }
+        // This request need not wait for what the upstream allows; the others do.
+        let (pool, settling) = (Rc::clone(self), slot.settling());
+        spawn_local(async move {
+            pool.capacity.set(settling.capacity(limit).await.max(1));
+            drop(opening);
+        });
         Ok(Leased::Http2(slot))
     }
 
@@ -185,19 +193,15 @@ impl Pool {
         }
     }
 
-    async fn open_alone(&self, upstream: &Upstream) -> Result<MutexGuard<'_, ()>, UpstreamError> {
-        let turn = timeout(upstream.client.connect_timeout, self.opening.lock());
-        turn.await
-            .map_err(|_| UpstreamError::new(FailureKind::ConnectTimeout))
-    }
-
     fn take_any(self: &Rc<Self>, want: Want) -> Option<Leased> {
-        if want.new {
-            return None;
-        }
+        // What has refused a request takes no more of them.
         let slot = self.shared.take(self.max_age);
+        let idle = || match want.new {
+            true => None,
+            false => self.take_idle(),
+        };
         slot.map(Leased::Http2)
-            .or_else(|| Some(self.leased(self.take_idle()?)))
+            .or_else(|| Some(self.leased(idle()?)))
     }
 
     fn fresh(self: &Rc<Self>, io: Io) -> Leased {
@@ -254,6 +258,14 @@ impl Pool {
 }
 
 impl Leased {
+    /// Whether the connection was made since `then`, for this request or for one that came with it.
+    pub fn was_made_since(&self, then: Instant) -> bool {
+        match self {
+            Leased::Http1(lease) => !lease.is_reused(),
+            Leased::Http2(slot) => slot.born() >= then,
+        }
+    }
+
     /// Whether the connection served a request before: then the upstream may have closed it meanwhile.
     pub fn is_reused(&self) -> bool {
         match self {

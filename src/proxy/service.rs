@@ -22,7 +22,8 @@ use super::{
     forward::{self, Exchange},
     forwarded::{self, Origin, Peer},
     headers,
-    http1::head,
+    http1::head::{self, BadHead},
+    http2::head::MOST_FIELDS,
     message::{RequestHead, ResponseHead},
     record::Record,
     request_id,
@@ -94,8 +95,14 @@ async fn route(
     let takes_trailers = headers::strip_hop_by_hop(&mut head.headers);
     head.target = head.target.trimmed(&config.trim_prefix);
 
-    if !uri::can_be_said(&head.target, config) {
-        return Err(Refusal::Bad("the request target cannot be said in HTTP/2").into());
+    if config.speaks_http2 {
+        // Here, and not where it would be the upstream's failure.
+        if head.headers.len() > MOST_FIELDS {
+            return Err(Refusal::Head(BadHead::TooLarge).into());
+        }
+        if !uri::can_be_said(&head.target) {
+            return Err(Refusal::Bad("the request target cannot be said in HTTP/2").into());
+        }
     }
 
     let proxies = &config.server.trusted_proxies;

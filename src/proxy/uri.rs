@@ -8,7 +8,7 @@ use http::{Method, uri::PathAndQuery};
 use memchr::memchr;
 
 use super::headers;
-use crate::config::{Config, Upstream};
+use crate::config::Upstream;
 
 /// Path and query of a request. Either `*`, or it starts with a slash; it holds neither blanks nor
 /// controls nor a fragment.
@@ -128,12 +128,9 @@ impl Target {
     }
 }
 
-/// Whether a target can be said in HTTP/2 as it is, or need not be. The `h2` crate has targets as RFC 3986 has
+/// Whether a target can be said in HTTP/2 as it is. The `h2` crate has targets as RFC 3986 has
 /// them and browsers send them, which is a little less than anything.
-pub fn can_be_said(target: &Target, config: &Config) -> bool {
-    if !config.speaks_http2 {
-        return true;
-    }
+pub fn can_be_said(target: &Target) -> bool {
     let said = PathAndQuery::try_from(target.as_bytes());
     said.is_ok_and(|said| said.as_str().as_bytes() == target.as_bytes())
 }
@@ -143,6 +140,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*, sample::select};
 
     use super::*;
+    use crate::config::Config;
 
     fn parse(target: &str) -> Result<Target, &'static str> {
         let bytes = Bytes::copy_from_slice(target.as_bytes());

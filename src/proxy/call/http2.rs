@@ -20,7 +20,7 @@ use crate::{
         error::UpstreamError,
         fields::{Known, put_field},
         headers,
-        http1::head::fields,
+        http1::{framing, head::fields},
         http2::{
             flow::{Incoming, Outgoing, StreamIo},
             head,
@@ -63,18 +63,16 @@ impl Http2 {
         upstream: &Upstream,
         message: &Message<'_>,
     ) -> Result<Box<Http2>, (UpstreamError, Box<Upload>)> {
-        let tunnel = message.upgrade.map(|protocol| {
+        // Who does not want to switch, or cannot be asked to, ignores it (RFC 9110 section 7.8).
+        let upgrade = message.upgrade.filter(|_| slot.takes_tunnels());
+        let tunnel = upgrade.map(|protocol| {
             let key = message.head.headers.named("sec-websocket-key").next();
             (
                 Bytes::copy_from_slice(protocol),
                 key.map(Bytes::copy_from_slice),
             )
         });
-        if tunnel.is_some() && !slot.takes_tunnels() {
-            let why = "it takes no WebSockets over HTTP/2 (RFC 8441)";
-            return Err((UpstreamError::caused(FailureKind::Malformed, why), upload));
-        }
-        let Some(request) = head::request(upstream, message, &upload) else {
+        let Some(request) = head::request(upstream, message, upgrade, &upload) else {
             let why = "the request cannot be said in HTTP/2";
             return Err((UpstreamError::caused(FailureKind::Malformed, why), upload));
         };
@@ -177,12 +175,12 @@ impl Http2 {
             Err(error) => return Poll::Ready(Err(self.unanswered(error).into())),
         };
         let (parts, stream) = response.into_parts();
-        // The `h2` crate checks it against what comes, but for the answer to a HEAD.
-        let announced = match *method == Method::HEAD {
-            true => Some(0),
-            false => head::announced(&parts.headers),
+        let incoming = match *method == Method::HEAD || framing::is_bodiless(parts.status) {
+            // Nothing comes, though some upstreams say so only later.
+            true => Incoming::unwanted(stream),
+            // The `h2` crate checks it against what comes.
+            false => Incoming::new(stream, head::announced(&parts.headers)),
         };
-        let incoming = Incoming::new(stream, announced);
         let parts = Response::from_parts(parts, ());
         let head = match (&self.tunnel, parts.status()) {
             (Some((protocol, key)), StatusCode::OK) => switching(protocol, key.as_deref(), &parts),
@@ -199,7 +197,7 @@ impl Http2 {
     }
 
     fn unanswered(&mut self, error: h2::Error) -> UpstreamError {
-        if error.is_go_away()
+        if (error.is_go_away() || is_refusal(&error))
             && let Some(slot) = &self.slot
         {
             slot.retire();
@@ -241,7 +239,9 @@ impl Http2 {
                 Some(Ok(Frame::Trailers(mut trailers))) => {
                     headers::keep_allowed_trailers(&mut trailers);
                     (self.ended, self.begun) = (true, true);
-                    self.outgoing.end_with(head::trailers(&trailers))
+                    // Too many of them are none.
+                    let trailers = head::trailers(&trailers).unwrap_or_default();
+                    self.outgoing.end_with(trailers)
                 }
                 None => {
                     self.ended = true;

@@ -23,6 +23,8 @@ pub struct Outgoing {
     waiting: Bytes,
     /// It is the last.
     last: bool,
+    /// How much has gone.
+    sent: u64,
 }
 
 impl Outgoing {
@@ -32,6 +34,7 @@ impl Outgoing {
             stream,
             waiting: Bytes::new(),
             last: false,
+            sent: 0,
         }
     }
 
@@ -69,9 +72,15 @@ impl Outgoing {
             let room = ready!(self.poll_room(self.waiting.len(), cx))?;
             let piece = self.waiting.split_to(room.min(self.waiting.len()));
             let last = self.last && self.waiting.is_empty();
+            self.sent += piece.len() as u64;
             self.stream.send_data(piece, last)?;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// How much of the content has gone.
+    pub fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// How much can be sent, of as much as is wanted.
@@ -116,6 +125,16 @@ enum Part {
 }
 
 impl Incoming {
+    /// Of which nothing is to come that anybody wants.
+    pub fn unwanted(stream: RecvStream) -> Incoming {
+        Incoming {
+            part: Part::Over,
+            left: Some(0),
+            stream,
+            taken: 0,
+        }
+    }
+
     /// Of which `announced` is to come, if that is known. The `h2` crate sees to it that it does.
     pub fn new(stream: RecvStream, announced: Option<u64>) -> Incoming {
         let over = stream.is_end_stream();

@@ -19,6 +19,7 @@ use crate::{
     proxy::{
         error::Refusal,
         fields::{Fields, Known, KnownSet, Sink, put_field},
+        http1::head::is_token,
         message::{RequestHead, ResponseHead},
         upload::{Message, Upload},
         uri::Target,
@@ -26,6 +27,9 @@ use crate::{
     },
 };
 
+/// Fields of one message that HTTP/2 is given to say: the map that the `h2` crate wants them in panics beyond
+/// 32,768.
+pub const MOST_FIELDS: usize = 16 << 10;
 /// What makes a handshake of HTTP/1 what it is there, and is not said in HTTP/2 (RFC 8441 section 5).
 const WEBSOCKET_KEY: HeaderName = header::SEC_WEBSOCKET_KEY;
 
@@ -47,6 +51,10 @@ pub fn of_request(parts: &request::Parts, ended: bool) -> Result<RequestHead, Re
         extra.push((b"host", host));
     }
     if let Some(protocol) = tunnel {
+        // The h2 crate takes any text here (RFC 8441 section 4 has a token of RFC 9110 section 7.8).
+        if protocol.as_str().is_empty() || !protocol.as_str().bytes().all(is_token) {
+            return Err(Refusal::Bad(":protocol is not a token"));
+        }
         // What it would be in HTTP/1, which is what the pipeline and most upstreams understand.
         extra.push((b"connection", b"upgrade".to_vec()));
         extra.push((b"upgrade", protocol.as_str().into()));
@@ -182,8 +190,13 @@ fn as_bytes<'a>((name, value): (&'a HeaderName, &'a HeaderValue)) -> (&'a [u8], 
     (name.as_str().as_bytes(), value.as_bytes())
 }
 
-/// A request as an upstream is to get it; `None` where HTTP/2 cannot say it.
-pub fn request(upstream: &Upstream, message: &Message<'_>, upload: &Upload) -> Option<Request<()>> {
+/// A request as an upstream is to get it, with `protocol` to begin a tunnel; `None` where HTTP/2 cannot say it.
+pub fn request(
+    upstream: &Upstream,
+    message: &Message<'_>,
+    protocol: Option<&[u8]>,
+    upload: &Upload,
+) -> Option<Request<()>> {
     let RequestHead {
         method,
         target,
@@ -203,13 +216,12 @@ pub fn request(upstream: &Upstream, message: &Message<'_>, upload: &Upload) -> O
     *request.uri_mut() = Uri::from_parts(uri).ok()?;
     *request.method_mut() = method.clone();
     *request.version_mut() = Version::HTTP_2;
-    let mut map = HeaderMap::with_capacity(headers.len() + 8);
-    append(headers, message.ours(), &mut map);
+    let mut map = map(headers, message.ours())?;
     message.put_ours(&mut map);
     if let Some(length) = upload.said_length(message.head) {
         map.insert(header::CONTENT_LENGTH, length.into());
     }
-    if let Some(protocol) = message.upgrade {
+    if let Some(protocol) = protocol {
         *request.method_mut() = Method::CONNECT;
         let protocol = std::str::from_utf8(protocol).ok()?;
         request.extensions_mut().insert(Protocol::from(protocol));
@@ -219,24 +231,24 @@ pub fn request(upstream: &Upstream, message: &Message<'_>, upload: &Upload) -> O
     Some(request)
 }
 
-/// A response as a client is to get it.
-pub fn response(head: &ResponseHead) -> Response<()> {
+/// A response as a client is to get it; `None` if it has [too many](MOST_FIELDS) fields.
+pub fn response(head: &ResponseHead) -> Option<Response<()>> {
     let mut response = Response::new(());
     *response.status_mut() = head.status;
-    let mut map = HeaderMap::with_capacity(head.headers.len() + 2);
-    append(&head.headers, KnownSet::of(&[]), &mut map);
-    *response.headers_mut() = map;
-    response
+    *response.headers_mut() = map(&head.headers, KnownSet::of(&[]))?;
+    Some(response)
 }
 
-/// Trailers as either side is to get them.
-pub fn trailers(fields: &Fields) -> HeaderMap {
-    let mut map = HeaderMap::with_capacity(fields.len());
-    append(fields, KnownSet::of(&[]), &mut map);
-    map
+/// Trailers as either side is to get them; `None` if they are too many.
+pub fn trailers(fields: &Fields) -> Option<HeaderMap> {
+    map(fields, KnownSet::of(&[]))
 }
 
-fn append(fields: &Fields, skipped: KnownSet, map: &mut HeaderMap) {
+fn map(fields: &Fields, skipped: KnownSet) -> Option<HeaderMap> {
+    if fields.len() > MOST_FIELDS {
+        return None;
+    }
+    let mut map = HeaderMap::with_capacity(fields.len() + 8);
     for (name, value) in fields.iter_without(skipped) {
         // Both were read by rules that are no less strict; what is not a field to HTTP/2 is not passed on.
         let name = HeaderName::from_bytes(name);
@@ -245,6 +257,7 @@ fn append(fields: &Fields, skipped: KnownSet, map: &mut HeaderMap) {
             map.append(name, value);
         }
     }
+    Some(map)
 }
 
 impl Sink for HeaderMap {

@@ -8,26 +8,22 @@
 use std::{
     cell::{Cell, RefCell},
     future::{Future, poll_fn},
-    io,
-    pin::{Pin, pin},
+    pin::pin,
     rc::Rc,
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use h2::{Reason, server};
 use slab::Slab;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
-    task::spawn_local,
-};
 use tracing::debug;
 
 use super::{
     guard::Guard,
     stream::{self, Stream},
+    wire::{Wire, WireEnd},
 };
 use crate::{
     clock,
@@ -42,9 +38,9 @@ use crate::{
 /// Requests of one client at a time. What nginx and Envoy have.
 const MOST_STREAMS: u32 = 128;
 /// What a client may send of one request ahead of who reads it.
-const STREAM_WINDOW: u32 = 256 << 10;
-/// And of all of them.
-const CONNECTION_WINDOW: u32 = 4 << 20;
+const STREAM_WINDOW: u32 = 128 << 10;
+/// And of all of them: so much that those that are not read stop no other.
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MOST_STREAMS;
 /// What is kept of one response that the connection does not take.
 const SEND_BUFFER: usize = 64 << 10;
 /// What the guard counts as one piece of content.
@@ -63,7 +59,7 @@ pub struct Session {
     /// Who is at the other end.
     pub peer: Rc<Peer>,
     streams: RefCell<Slab<Rc<Stream>>>,
-    line: Rc<Line>,
+    wire: Rc<Wire>,
     /// Since when nothing is going on, or what comes first is awaited.
     idle_since: Cell<Instant>,
     begun: Cell<bool>,
@@ -73,18 +69,16 @@ pub struct Session {
 }
 
 impl Session {
-    /// With `peer` at the other end.
-    pub fn new(worker: Rc<Worker>, peer: Peer) -> Rc<Session> {
+    /// With `peer` at the other end. `read` is what came in already.
+    pub fn new(worker: Rc<Worker>, peer: Peer, io: Io, read: BytesMut) -> Rc<Session> {
         let now = clock::now();
+        let guard = Some(Guard::new(now));
+        let wire = Wire::new(io, read, Rc::clone(&worker.scratch), guard);
         Rc::new(Session {
             worker,
             peer: Rc::new(peer),
             streams: RefCell::default(),
-            line: Rc::new(Line {
-                guard: RefCell::new(Guard::new(now)),
-                blocked: Cell::new(false),
-                free_since: Cell::new(now),
-            }),
+            wire,
             idle_since: Cell::new(now),
             begun: Cell::new(false),
             drain_ordered: Cell::new(false),
@@ -93,15 +87,8 @@ impl Session {
         })
     }
 
-    /// Serves the client until one of the two sides has had enough. `read` is what came in already.
-    pub async fn serve(self: Rc<Self>, io: Io, read: BytesMut) {
-        let lingers = Rc::new(Cell::new(false));
-        let io = Guarded {
-            io: Some(io),
-            read,
-            line: Rc::clone(&self.line),
-            lingers: Rc::clone(&lingers),
-        };
+    /// Serves the client until one of the two sides has had enough.
+    pub async fn serve(self: Rc<Self>) {
         let handshake = server::Builder::new()
             .max_concurrent_streams(MOST_STREAMS)
             .max_header_list_size(u32::try_from(self.worker.max_header_bytes).unwrap_or(u32::MAX))
@@ -109,11 +96,15 @@ impl Session {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buffer_size(SEND_BUFFER)
             .enable_connect_protocol()
-            .handshake::<_, Bytes>(io);
+            .handshake::<_, Bytes>(self.wire.end());
         let mut handshake = pin!(handshake);
         let begun = poll_fn(|cx| match self.orders(cx) {
             Some(Order::Expire | Order::Cut) => Poll::Ready(None),
-            Some(Order::Drain | Order::Look) | None => handshake.as_mut().poll(cx).map(Some),
+            Some(Order::Drain | Order::Look) | None => {
+                let polled = handshake.as_mut().poll(cx).map(Some);
+                let _shows_in_reading = self.wire.poll_send(cx);
+                polled
+            }
         });
         let connection = match begun.await {
             Some(Ok(connection)) => connection,
@@ -122,45 +113,44 @@ impl Session {
         };
         self.begun.set(true);
         self.idle_since.set(clock::now());
-        self.talk(connection, &lingers).await;
+        if self.talk(connection).await {
+            let lingering = Rc::clone(&self.wire).linger(LINGER_BYTES);
+            let _elapsed = tokio::time::timeout(LAST_WORDS, lingering).await;
+        }
     }
 
-    async fn talk(
-        self: &Rc<Self>,
-        connection: server::Connection<Guarded, Bytes>,
-        lingers: &Cell<bool>,
-    ) {
+    /// Whether the client may still be sending at the end.
+    async fn talk(self: &Rc<Self>, connection: server::Connection<WireEnd, Bytes>) -> bool {
         let mut connection = pin!(connection);
         let mut requests = FuturesUnordered::new();
         let mut leaving = None;
         poll_fn(|cx| {
-            let order = match self.line.guard.borrow().is_flooded() && leaving.is_none() {
+            let order = match self.wire.is_flooded() && leaving.is_none() {
                 true => Some(Order::Expire),
                 false => self.orders(cx),
             };
             match order {
                 Some(Order::Expire) if leaving.is_none() => {
-                    let reason = match self.line.guard.borrow().is_flooded() {
+                    let reason = match self.wire.is_flooded() {
                         true => Reason::ENHANCE_YOUR_CALM,
                         false => Reason::NO_ERROR,
                     };
                     debug!(%reason, "a client's connection is closed");
-                    lingers.set(true);
                     connection.abrupt_shutdown(reason);
                     requests.clear();
                     leaving = Some(Box::pin(tokio::time::sleep(LAST_WORDS)));
                 }
                 Some(Order::Drain) if leaving.is_none() => connection.graceful_shutdown(),
-                Some(Order::Cut) => return Poll::Ready(()),
+                Some(Order::Cut) => return Poll::Ready(false),
                 Some(Order::Expire | Order::Drain | Order::Look) | None => {}
             }
             if let Some(patience) = &mut leaving
                 && patience.as_mut().poll(cx).is_ready()
             {
-                return Poll::Ready(());
+                return Poll::Ready(false);
             }
             loop {
-                // First what there is to say: it is written when the connection is looked at.
+                // First what there is to say.
                 while let Poll::Ready(Some(())) = requests.poll_next_unpin(cx) {}
                 match connection.poll_accept(cx) {
                     Poll::Ready(Some(Ok((request, respond)))) => {
@@ -169,15 +159,16 @@ impl Session {
                     }
                     Poll::Ready(Some(Err(error))) => {
                         debug!(%error, "a client's connection broke off");
-                        lingers.set(true);
-                        return Poll::Ready(());
+                        return Poll::Ready(true);
                     }
-                    Poll::Ready(None) => return Poll::Ready(()),
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(None) => return Poll::Ready(leaving.is_some()),
+                    Poll::Pending => break,
                 }
             }
+            let _shows_in_reading = self.wire.poll_send(cx);
+            Poll::Pending
         })
-        .await;
+        .await
         // What was in flight for this client, if anything, is cancelled here.
     }
 
@@ -191,10 +182,7 @@ impl Session {
 
     /// The head of a response was sent, or this much of its content.
     pub fn served(&self, bytes: usize) {
-        let mut guard = self.line.guard.borrow_mut();
-        for _piece in 0..bytes.div_ceil(PIECE).max(1) {
-            guard.served();
-        }
+        self.wire.served(bytes.div_ceil(PIECE).max(1));
     }
 
     /// Called by the connection's task whenever it runs.
@@ -227,9 +215,11 @@ impl Session {
         for (_, stream) in streams.iter() {
             stream.watch.check(now, patience, None);
         }
-        let rests = streams.is_empty();
-        let idle_since = self.idle_since.get();
-        let owed = self.line.owed_since();
+        // What was handed over may still be on its way.
+        let free_since = self.wire.free_since();
+        let rests = streams.is_empty() && free_since.is_some();
+        let idle_since = free_since.map_or(now, |free| free.max(self.idle_since.get()));
+        let owed = self.wire.owed_since();
         let expired = match (self.begun.get(), rests) {
             (false, _) => late(idle_since, patience.read),
             (true, true) => late(idle_since, patience.idle),
@@ -259,128 +249,6 @@ impl Drop for Registration {
         streams.remove(self.key);
         if streams.is_empty() {
             self.session.idle_since.set(clock::recent());
-        }
-    }
-}
-
-/// What is noted of the bytes of a connection.
-struct Line {
-    guard: RefCell<Guard>,
-    /// The client does not take what we write: then we do not read either.
-    blocked: Cell<bool>,
-    /// Since when it does.
-    free_since: Cell<Instant>,
-}
-
-impl Line {
-    fn wrote(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if self.blocked.replace(polled.is_pending()) && polled.is_ready() {
-            self.free_since.set(clock::recent());
-        }
-        polled
-    }
-
-    /// Since when the client owes us the rest of something.
-    fn owed_since(&self) -> Option<Instant> {
-        let since = self.guard.borrow().owed_since()?;
-        (!self.blocked.get()).then(|| since.max(self.free_since.get()))
-    }
-}
-
-/// The connection, whose bytes the guard gets to see.
-struct Guarded {
-    /// Always there, until it is dropped.
-    io: Option<Io>,
-    /// What came in before it was known what it is.
-    read: BytesMut,
-    line: Rc<Line>,
-    /// The client may still be sending when it is dropped.
-    lingers: Rc<Cell<bool>>,
-}
-
-impl Guarded {
-    fn io(self: Pin<&mut Self>) -> Pin<&mut Io> {
-        let io = self.get_mut().io.as_mut();
-        Pin::new(io.expect("it is taken when this is dropped"))
-    }
-}
-
-impl AsyncRead for Guarded {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buf.filled().len();
-        let polled = match this.read.is_empty() {
-            true => Pin::new(&mut *this).io().poll_read(cx, buf),
-            false => {
-                let length = this.read.len().min(buf.remaining());
-                buf.put_slice(&this.read[..length]);
-                this.read.advance(length);
-                Poll::Ready(Ok(()))
-            }
-        };
-        let read = &buf.filled()[before..];
-        if !read.is_empty() {
-            this.line.guard.borrow_mut().received(read, clock::recent());
-        }
-        polled
-    }
-}
-
-impl AsyncWrite for Guarded {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let line = Rc::clone(&self.line);
-        line.wrote(self.io().poll_write(cx, buf))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let line = Rc::clone(&self.line);
-        line.wrote(self.io().poll_write_vectored(cx, bufs))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.as_ref().is_some_and(AsyncWrite::is_write_vectored)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.io().poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.io().poll_shutdown(cx)
-    }
-}
-
-impl Drop for Guarded {
-    /// A reset, which follows where a client still sends, would destroy what it has not read of our last
-    /// words: so what it sends is thrown away for a while.
-    fn drop(&mut self) {
-        if let (true, Some(io)) = (self.lingers.get(), self.io.take()) {
-            spawn_local(async move {
-                let _elapsed = tokio::time::timeout(LAST_WORDS, linger(io)).await;
-            });
-        }
-    }
-}
-
-async fn linger(mut io: Io) {
-    let mut scratch = vec![0; 4096];
-    let mut left = LINGER_BYTES;
-    while let Ok(read @ 1..) = io.read(&mut scratch).await {
-        left = left.saturating_sub(read);
-        if left == 0 {
-            return;
         }
     }
 }

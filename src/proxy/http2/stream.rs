@@ -169,11 +169,10 @@ impl Stream {
 
     /// Sends an informational response before the final one.
     pub fn inform(&self, head: &ResponseHead) {
-        // Where it cannot be sent nothing can.
-        let _never_mind = self
-            .respond
-            .borrow_mut()
-            .send_informational(head::response(head));
+        if let Some(response) = head::response(head) {
+            // Where it cannot be sent nothing can.
+            let _never_mind = self.respond.borrow_mut().send_informational(response);
+        }
     }
 
     async fn answer(
@@ -220,13 +219,19 @@ impl Stream {
 
     async fn respond(self: &Rc<Self>, reply: Reply, is_head: bool, key: Option<&[u8]>) -> End {
         let switches = matches!(reply.then, Then::Tunnel(..));
-        let reply = match self.is_tunnel && !switches && reply.head.status.is_success() {
+        let wrong = if self.is_tunnel && !switches && reply.head.status.is_success() {
             // It would look as if there were a tunnel (RFC 8441 section 4).
-            true => {
-                let why = "it has not switched to the protocol that was asked for";
+            Some("it has not switched to the protocol that was asked for")
+        } else if reply.head.headers.len() > head::MOST_FIELDS {
+            Some("its answer has too many fields for HTTP/2")
+        } else {
+            None
+        };
+        let reply = match wrong {
+            Some(why) => {
                 service::explain(&UpstreamError::caused(FailureKind::Malformed, why).into())
             }
-            false => reply,
+            None => reply,
         };
         let Reply {
             mut head,
@@ -246,7 +251,9 @@ impl Stream {
         self.continue_awaited.set(false);
         let bodiless = is_head || framing::is_bodiless(head.status);
         let ends = !switches && (bodiless || body.is_over());
-        let response = self.head(&head, &body, switches);
+        let Some(response) = self.head(&head, &body, switches) else {
+            return End::Broken;
+        };
         // It holds on to all that was read with it.
         drop(head);
         self.watch.enter(Stage::Response, clock::recent());
@@ -270,15 +277,13 @@ impl Stream {
         self.watch.enter(Stage::Finishing, clock::recent());
         let timeout = forward::response_timeout(&self.worker.snapshot.current().config);
         body.finish_upload(&self.watch, timeout).await;
-        if !self.is_body_over() {
-            // RFC 9113 section 8.1.
-            self.reset(Reason::NO_ERROR);
-        }
+        // A request that is not over is given up when this is dropped, by NO_ERROR (RFC 9113 section 8.1) and
+        // behind the response; a reset of ours would overtake it.
         End::Done
     }
 
-    fn head(&self, head: &ResponseHead, body: &Body, switches: bool) -> http::Response<()> {
-        let mut response = head::response(head);
+    fn head(&self, head: &ResponseHead, body: &Body, switches: bool) -> Option<http::Response<()>> {
+        let mut response = head::response(head)?;
         let fields = response.headers_mut();
         if !head.headers.has(Known::Date)
             && let Ok(date) = HeaderValue::from_bytes(self.worker.date.borrow().as_bytes())
@@ -301,7 +306,7 @@ impl Stream {
                 fields.remove(header::CONTENT_LENGTH);
             }
         }
-        response
+        Some(response)
     }
 
     /// Ready when all is sent. `ended` says that the client needs none of it; it is read to its end all the
@@ -315,7 +320,11 @@ impl Stream {
     ) -> Poll<Result<(), End>> {
         let mut is_last = ended;
         loop {
+            let sent = outgoing.sent();
             let gone = outgoing.poll_gone(cx);
+            if outgoing.sent() > sent {
+                self.watch.writing(false);
+            }
             self.watch.writing(gone.is_pending());
             match gone {
                 Poll::Ready(Ok(())) => {}
@@ -329,7 +338,7 @@ impl Stream {
                     return Poll::Pending;
                 }
             }
-            if is_last && body.is_over() {
+            if is_last && body.is_settled() {
                 return Poll::Ready(Ok(()));
             }
             let put = match body.poll_frame(cx) {
@@ -348,7 +357,10 @@ impl Stream {
                     is_last = true;
                     match ended {
                         true => Ok(()),
-                        false => outgoing.end_with(head::trailers(&trailers)),
+                        false => match head::trailers(&trailers) {
+                            Some(trailers) => outgoing.end_with(trailers),
+                            None => return Poll::Ready(Err(End::Broken)),
+                        },
                     }
                 }
                 Poll::Ready(None) => match std::mem::replace(&mut is_last, true) {
@@ -403,7 +415,6 @@ impl Stream {
         if let Ok(mut stream) = sent {
             let _best_effort = stream.send_data(Bytes::from_static(TOO_SLOW.as_bytes()), true);
         }
-        self.reset(Reason::NO_ERROR);
     }
 
     fn reset(&self, reason: Reason) {

@@ -7,31 +7,31 @@
 use std::{
     cell::{Cell, RefCell},
     future::{Future, poll_fn},
-    io,
-    pin::{Pin, pin},
+    pin::pin,
     rc::{Rc, Weak},
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::client::{Builder, SendRequest};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::Notify,
-    task::spawn_local,
-};
+use tokio::{sync::Notify, task::spawn_local};
 use tracing::debug;
 
+use super::wire::Wire;
 use crate::{
     clock,
     policy::FailureKind,
-    proxy::{error::UpstreamError, http1::head::MAX_RESPONSE_BYTES, io::Io},
+    proxy::{
+        error::UpstreamError,
+        http1::{head::MAX_RESPONSE_BYTES, inbox::Scratch},
+        io::Io,
+    },
 };
 
 /// Requests on one connection at a time, should the upstream allow more: what holds one of them up on
 /// the way holds all of them up.
-const MOST_STREAMS: usize = 128;
+pub const MOST_STREAMS: usize = 128;
 /// What a response may be ahead of who reads it. RFC 9113's 64 KiB are little on a path of some length.
 const STREAM_WINDOW: u32 = 256 << 10;
 /// All responses of a connection together: so much that slow readers do not stop the others.
@@ -52,8 +52,7 @@ struct Session {
     used: Cell<bool>,
     born: Instant,
     idle_since: Cell<Instant>,
-    /// When something last came in.
-    heard: Rc<Cell<Option<Instant>>>,
+    wire: Rc<Wire>,
     /// It gets no more requests.
     retired: Cell<bool>,
     /// The upstream's settings have come, or nothing more will.
@@ -82,8 +81,12 @@ impl Shared {
     ///
     /// # Errors
     /// The connection's.
-    pub async fn begin(&self, io: Io) -> Result<Slot, UpstreamError> {
-        let session = Session::begin(io).await?;
+    pub async fn begin(
+        &self,
+        io: Io,
+        scratch: Rc<RefCell<Scratch>>,
+    ) -> Result<Slot, UpstreamError> {
+        let session = Session::begin(io, scratch).await?;
         let slot = Slot::new(&session);
         self.0.borrow_mut().push(session);
         Ok(slot)
@@ -100,19 +103,15 @@ impl Shared {
 }
 
 impl Session {
-    async fn begin(io: Io) -> Result<Rc<Session>, UpstreamError> {
-        let heard = Rc::new(Cell::new(None));
-        let io = Heard {
-            io,
-            when: Rc::clone(&heard),
-        };
+    async fn begin(io: Io, scratch: Rc<RefCell<Scratch>>) -> Result<Rc<Session>, UpstreamError> {
+        let wire = Wire::new(io, BytesMut::new(), scratch, None);
         let (requests, connection) = Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(MAX_RESPONSE_BYTES as u32)
             .max_send_buffer_size(SEND_BUFFER)
             .enable_push(false)
-            .handshake(io)
+            .handshake(wire.end())
             .await
             .map_err(|error| UpstreamError::caused(FailureKind::Reset, error))?;
         let now = clock::now();
@@ -122,7 +121,7 @@ impl Session {
             used: Cell::new(false),
             born: now,
             idle_since: Cell::new(now),
-            heard,
+            wire: Rc::clone(&wire),
             retired: Cell::new(false),
             settled: Notify::new(),
         });
@@ -132,10 +131,11 @@ impl Session {
             let mut connection = pin!(connection);
             let ended = poll_fn(|cx| {
                 let polled = connection.as_mut().poll(cx);
+                let _shows_in_reading = wire.poll_send(cx);
                 // The first that an upstream sends are its settings (RFC 9113 section 3.4).
                 let session = known
                     .upgrade()
-                    .filter(|session| session.heard.get().is_some());
+                    .filter(|session| session.wire.heard().is_some());
                 if let Some(session) = session {
                     session.settled.notify_waiters();
                 }
@@ -160,14 +160,47 @@ impl Session {
                 Poll::Ready(Err(_))
             )
         };
-        !self.retired.get() && now.saturating_duration_since(self.born) < max_age && !ended()
+        let is_young = now.saturating_duration_since(self.born) < max_age;
+        // Some end by allowing none.
+        let is_closed = self.capacity() == 0 && self.active.get() == 0;
+        !self.retired.get() && is_young && !is_closed && !ended()
     }
 
-    /// One that allows none at all is asked nevertheless, and not another one in its place.
+    async fn settled(&self, limit: Duration) {
+        let settled = self.settled.notified();
+        if self.wire.heard().is_none() && !self.retired.get() {
+            let _in_time = tokio::time::timeout(limit, settled).await;
+        }
+    }
+
     fn has_room(&self) -> bool {
-        let active = self.active.get();
-        let allowed = self.requests.borrow().current_max_send_streams();
-        active == 0 || active < allowed.min(MOST_STREAMS)
+        self.active.get() < self.capacity()
+    }
+
+    /// How many requests may be on it at a time. Until the upstream has said so, the one that it was made for.
+    fn capacity(&self) -> usize {
+        match self.wire.heard() {
+            None => 1,
+            Some(_) => MOST_STREAMS.min(self.requests.borrow().current_max_send_streams()),
+        }
+    }
+}
+
+/// A connection that may not have begun.
+pub struct Settling(Weak<Session>);
+
+impl Settling {
+    /// How many requests may be on it at a time, when the upstream has said so; 0 if it is over before, or has not
+    /// within `limit`.
+    pub async fn capacity(self, limit: Duration) -> usize {
+        let Some(session) = self.0.upgrade() else {
+            return 0;
+        };
+        session.settled(limit).await;
+        match session.wire.heard() {
+            Some(_) => session.capacity(),
+            None => 0,
+        }
     }
 }
 
@@ -186,6 +219,11 @@ impl Slot {
         self.session.requests.borrow().clone()
     }
 
+    /// When the connection was made.
+    pub fn born(&self) -> Instant {
+        self.session.born
+    }
+
     /// Whether the connection served a request before.
     pub fn is_reused(&self) -> bool {
         self.is_reused
@@ -193,10 +231,12 @@ impl Slot {
 
     /// Waits until the upstream has said what it can do, or never will; not for longer than `limit`.
     pub async fn settled(&self, limit: Duration) {
-        let settled = self.session.settled.notified();
-        if self.session.heard.get().is_none() && !self.session.retired.get() {
-            let _in_time = tokio::time::timeout(limit, settled).await;
-        }
+        self.session.settled(limit).await;
+    }
+
+    /// What tells that too, without a place of its own.
+    pub fn settling(&self) -> Settling {
+        Settling(Rc::downgrade(&self.session))
     }
 
     /// Whether it takes tunnels (RFC 8441 section 3).
@@ -212,8 +252,8 @@ impl Slot {
     pub fn gave_up(&self) {
         if self
             .session
-            .heard
-            .get()
+            .wire
+            .heard()
             .is_none_or(|heard| heard < self.since)
         {
             self.session.retired.set(true);
@@ -230,56 +270,5 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.session.active.set(self.session.active.get() - 1);
         self.session.idle_since.set(clock::recent());
-    }
-}
-
-/// Notes when something comes in.
-struct Heard {
-    io: Io,
-    when: Rc<Cell<Option<Instant>>>,
-}
-
-impl AsyncRead for Heard {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let polled = Pin::new(&mut this.io).poll_read(cx, buf);
-        if polled.is_ready() {
-            this.when.set(Some(clock::recent()));
-        }
-        polled
-    }
-}
-
-impl AsyncWrite for Heard {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
     }
 }
