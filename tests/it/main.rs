@@ -30,6 +30,7 @@ mod fallback;
 mod forwarding;
 mod framing;
 mod hangups;
+mod http2_review;
 mod headers;
 mod informational;
 mod liars;

@@ -1,0 +1,666 @@
+//! What was found when HTTP/2 and TLS were reviewed.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, client::SendRequest, ext::Protocol, server};
+use http::{Method, Request, Response as Head, StatusCode};
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustls::{
+    ServerConfig,
+    crypto::ring::default_provider,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::support::*;
+
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// A connection of a client that speaks HTTP/2.
+async fn speak(address: SocketAddr, window: u32) -> SendRequest<Bytes> {
+    let stream = TcpStream::connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    speak_on(stream, window).await
+}
+
+async fn speak_on(stream: TcpStream, window: u32) -> SendRequest<Bytes> {
+    let (requests, connection) = h2::client::Builder::new()
+        .initial_window_size(window)
+        .initial_connection_window_size(16 << 20)
+        .handshake(stream)
+        .await
+        .unwrap();
+    tokio::spawn(async move {
+        let _broken = connection.await;
+    });
+    requests.ready().await.unwrap()
+}
+
+fn to(method: &str, path: &str) -> Request<()> {
+    Request::builder()
+        .method(method)
+        .uri(format!("http://client.example{path}"))
+        .body(())
+        .unwrap()
+}
+
+async fn whole(mut body: RecvStream) -> Result<Vec<u8>, h2::Error> {
+    let mut all = Vec::new();
+    while let Some(data) = body.data().await {
+        let data = data?;
+        body.flow_control().release_capacity(data.len()).unwrap();
+        all.extend_from_slice(&data);
+    }
+    body.trailers().await?;
+    Ok(all)
+}
+
+/// What a service does with each request.
+type Act = dyn Fn(Request<RecvStream>, server::SendResponse<Bytes>, usize) + Send + Sync;
+
+/// A service that speaks HTTP/2.
+struct Service {
+    address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+    _tasks: JoinSet<()>,
+}
+
+/// How its connections begin.
+#[derive(Clone)]
+struct Begin {
+    tls: Option<TlsAcceptor>,
+    after: Duration,
+    streams: Option<u32>,
+    /// After so many requests the first connection ends, and refuses all others.
+    ends_after: Option<usize>,
+}
+
+const PLAIN: Begin = Begin {
+    tls: None,
+    after: Duration::ZERO,
+    streams: None,
+    ends_after: None,
+};
+
+trait Both: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Both for T {}
+
+impl Service {
+    fn start(
+        begin: Begin,
+        act: impl Fn(Request<RecvStream>, server::SendResponse<Bytes>, usize) + Send + Sync + 'static,
+    ) -> Service {
+        let listener = listen();
+        let address = listener.local_addr().unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let act: Arc<Act> = Arc::new(act);
+        let mut tasks = JoinSet::new();
+        let count = connections.clone();
+        tasks.spawn(async move {
+            let mut serving = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let number = count.fetch_add(1, Ordering::SeqCst);
+                let (begin, act) = (begin.clone(), act.clone());
+                serving.spawn(async move {
+                    tokio::time::sleep(begin.after).await;
+                    let io: Box<dyn Both> = match &begin.tls {
+                        None => Box::new(stream),
+                        Some(tls) => match tls.accept(stream).await {
+                            Ok(stream) => Box::new(stream),
+                            Err(_) => return,
+                        },
+                    };
+                    let mut builder = server::Builder::new();
+                    if let Some(streams) = begin.streams {
+                        builder.max_concurrent_streams(streams);
+                    }
+                    let Ok(mut connection) = builder.handshake::<_, Bytes>(io).await else {
+                        return;
+                    };
+                    let mut seen = 0;
+                    while let Some(Ok((request, respond))) = connection.accept().await {
+                        seen += 1;
+                        match begin.ends_after {
+                            Some(most) if number == 0 => {
+                                let mut respond = respond;
+                                respond.send_reset(Reason::REFUSED_STREAM);
+                                if seen >= most {
+                                    connection.graceful_shutdown();
+                                }
+                            }
+                            _ => act(request, respond, number),
+                        }
+                    }
+                });
+            }
+        });
+        Service {
+            address,
+            connections,
+            _tasks: tasks,
+        }
+    }
+
+    fn made(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+fn respond_ok(mut respond: server::SendResponse<Bytes>) {
+    let mut stream = respond.send_response(Head::new(()), false).unwrap();
+    stream.send_data(Bytes::from_static(b"fine"), true).unwrap();
+}
+
+fn tls(protocols: &[&[u8]]) -> TlsAcceptor {
+    let CertifiedKey { cert, signing_key } =
+        generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(signing_key.serialize_der()));
+    let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key)
+        .unwrap();
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+    TlsAcceptor::from(Arc::new(config))
+}
+
+fn speaking(protocol: &str) -> Value {
+    json!({"proxy-client": {"to-main-and-canary": {
+        "protocol": protocol, "tls": {"insecure-skip-verify": true}
+    }}})
+}
+
+fn h2_router(target: String) -> Router {
+    router_with(&target, json!({"proxy-client": {"to-main-and-canary": {"protocol": "h2"}}}))
+}
+
+fn statuses(all: &[Response]) -> String {
+    let mut all: Vec<u16> = all.iter().map(|one| one.status).collect();
+    all.sort_unstable();
+    format!("{all:?}")
+}
+
+/// `:protocol` is a line of HTTP/1 further on, but the `h2` crate looks at UTF-8 only.
+#[tokio::test]
+async fn a_protocol_that_would_split_a_request_is_refused() {
+    let upstream = ByHand::start().await;
+    let router = router_to(&upstream.url());
+    let mut requests = speak(router.address, 1 << 20).await;
+    let mut request = to("GET", "/socket");
+    *request.method_mut() = Method::CONNECT;
+    let evil = "websocket\r\nx-canary: true\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: a";
+    request.extensions_mut().insert(Protocol::from(evil));
+    let (response, _stream) = requests.send_request(request, false).unwrap();
+    let came = tokio::select! {
+        mut connection = upstream.accept() => {
+            let mut read = vec![0; 4096];
+            let length = soon(connection.0.read(&mut read)).await.unwrap();
+            String::from_utf8_lossy(&read[..length]).into_owned()
+        }
+        _refused = soon(response) => String::new(),
+    };
+    assert!(!came.contains("\r\nGET /smuggled"), "{came}");
+}
+
+/// An answer of ours to a request that has a body.
+#[tokio::test]
+async fn an_answer_of_ours_arrives_though_the_request_is_not_read() {
+    let nobody = Upstream::nobody().await;
+    let router = router_to(&format!("http://{nobody}"));
+    let mut requests = speak(router.address, 1 << 20).await;
+    let (response, _upload) = requests.send_request(to("POST", "/"), false).unwrap();
+    let response = soon(response).await.expect("an answer, not a reset alone");
+    assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
+    assert!(!soon(whole(response.into_body())).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_send_its_request_is_told_so() {
+    let upstream = Upstream::named("main", 200).await;
+    let router = router_with(
+        &upstream.url(),
+        json!({"router-server": {"read-timeout": "300ms"}}),
+    );
+    let mut requests = speak(router.address, 1 << 20).await;
+    let (response, _upload) = requests.send_request(to("POST", "/"), false).unwrap();
+    let response = soon(response).await.expect("408, not a reset alone");
+    assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT);
+}
+
+/// `write-timeout` is for a client that takes nothing.
+#[tokio::test]
+async fn a_client_that_reads_slowly_gets_all() {
+    let body = "x".repeat(32 << 10);
+    let upstream = Upstream::start(move |_| answer(200, "", &body)).await;
+    let router = router_with(
+        &upstream.url(),
+        json!({"router-server": {"write-timeout": "1s"}}),
+    );
+    let mut requests = speak(router.address, 1000).await;
+    let (response, _) = requests.send_request(to("GET", "/"), true).unwrap();
+    let mut body = soon(response).await.unwrap().into_body();
+    let mut all = 0;
+    while let Some(data) = soon(body.data()).await {
+        let data = data.unwrap_or_else(|error| panic!("{error} after {all}"));
+        all += data.len();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        body.flow_control().release_capacity(data.len()).unwrap();
+    }
+    assert_eq!(all, 32 << 10);
+}
+
+/// What speaks HTTP/1 only is connected to by all at once.
+#[tokio::test]
+async fn where_http1_is_agreed_on_nobody_waits_for_the_others_handshakes() {
+    let upstream = Upstream::named("main", 200).await;
+    let listener = listen();
+    let target = format!("https://{}", listener.local_addr().unwrap());
+    let (acceptor, behind) = (tls(&[b"http/1.1"]), upstream.address);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(PAUSE).await;
+                let mut stream = acceptor.accept(stream).await.unwrap();
+                let mut upstream = TcpStream::connect(behind).await.unwrap();
+                let _closed = tokio::io::copy_bidirectional(&mut stream, &mut upstream).await;
+            });
+        }
+    });
+    let router = router_with(&target, speaking("auto"));
+    let address = router.address;
+    let all = together((0..20).map(move |_| get(address, "/", ""))).await;
+    assert!(all.iter().all(|one| one.status == 200), "{}", statuses(&all));
+}
+
+/// One that takes few requests at a time has others on other connections.
+#[tokio::test]
+async fn a_connection_that_is_full_leaves_the_others_no_queue() {
+    let begin = Begin {
+        tls: Some(tls(&[b"h2"])),
+        after: PAUSE,
+        streams: Some(1),
+        ..PLAIN
+    };
+    let service = Service::start(begin, |_, respond, _| {
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            respond_ok(respond);
+        });
+    });
+    let router = router_with(&format!("https://{}", service.address), speaking("h2"));
+    let address = router.address;
+    let all = together((0..12).map(move |_| get(address, "/", ""))).await;
+    assert!(all.iter().all(|one| one.status == 200), "{}", statuses(&all));
+}
+
+/// What one connection has refused goes to another one together.
+#[tokio::test]
+async fn requests_of_a_connection_that_ends_share_the_next_one() {
+    let begin = Begin {
+        tls: Some(tls(&[b"h2"])),
+        after: PAUSE,
+        ends_after: Some(41),
+        ..PLAIN
+    };
+    let service = Service::start(begin, |_, respond, _| respond_ok(respond));
+    let router = router_with(&format!("https://{}", service.address), speaking("h2"));
+    let address = router.address;
+    // It is the first on the connection.
+    assert_eq!(get(address, "/", "").await.status, 502);
+    let all = together((0..40).map(move |_| get(address, "/", ""))).await;
+    assert!(
+        all.iter().all(|one| one.status == 200) && service.made() < 10,
+        "{} by {} connections",
+        statuses(&all),
+        service.made()
+    );
+}
+
+/// RFC 9110 section 9.3.2: nothing more is to be waited for.
+#[tokio::test]
+async fn an_answer_to_head_is_over_with_its_head() {
+    let open = Arc::new(Mutex::new(Vec::new()));
+    let service = Service::start(PLAIN, move |request, mut respond, _| {
+        if request.method() == Method::HEAD {
+            let stream = respond.send_response(Head::new(()), false).unwrap();
+            open.lock().unwrap().push(stream);
+        } else {
+            respond_ok(respond);
+        }
+    });
+    let router = h2_router(format!("http://{}", service.address));
+    let mut client = Client::connect(router.address).await;
+    let first = client.roundtrip("HEAD", head("HEAD /", "")).await;
+    assert_eq!(first.status, 200);
+    client.send(head("GET /", "")).await;
+    let second = tokio::time::timeout(Duration::from_secs(8), client.response("GET")).await;
+    assert_eq!(second.expect("no answer in 8 s").unwrap().status, 200);
+}
+
+/// RFC 9110 section 7.8: who does not want to switch ignores it.
+#[tokio::test]
+async fn an_upgrade_that_an_http2_upstream_does_not_know_is_not_its_failure() {
+    let service = Service::start(PLAIN, |_, respond, _| respond_ok(respond));
+    let nobody = Upstream::named("main", 200).await;
+    let router = Router::start(json!({
+        "main-target": nobody.url(),
+        "canary-target": format!("http://{}", service.address),
+        "router-server": {"workers": 1},
+        "proxy-client": {"to-main-and-canary": {"protocol": "h2"}},
+        "circuit-breaker": {"error-limit-canary": 3}
+    }));
+    let wanted = "x-canary: true\r\nconnection: upgrade\r\nupgrade: anything\r\n";
+    let mut all = Vec::new();
+    for _ in 0..20 {
+        all.push(get(router.address, "/", wanted).await);
+    }
+    assert!(
+        all.iter().all(|one| one.status == 200) && service.made() < 5,
+        "{} by {} connections",
+        statuses(&all),
+        service.made()
+    );
+}
+
+/// What waits for its turn on a connection has not left.
+#[tokio::test]
+async fn what_never_left_for_the_canary_goes_to_main() {
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::new(AtomicUsize::new(0));
+    let begin = Begin {
+        streams: Some(1),
+        ..PLAIN
+    };
+    let (keep, count) = (kept.clone(), seen.clone());
+    let canary = Service::start(begin, move |_, respond, _| {
+        count.fetch_add(1, Ordering::SeqCst);
+        keep.lock().unwrap().push(respond);
+    });
+    let main = Service::start(PLAIN, |_, respond, _| respond_ok(respond));
+    let router = Router::start(json!({
+        "main-target": format!("http://{}", main.address),
+        "canary-target": format!("http://{}", canary.address),
+        "router-server": {"workers": 1},
+        "proxy-client": {"to-main-and-canary": {"protocol": "h2", "timeout": "1s"}}
+    }));
+    let address = router.address;
+    let all = together((0..10).map(move |_| get(address, "/", "x-canary: true\r\n"))).await;
+    let lost = all.iter().filter(|one| one.status != 200).count();
+    assert!(
+        lost <= seen.load(Ordering::SeqCst),
+        "the canary saw {}: {}",
+        seen.load(Ordering::SeqCst),
+        statuses(&all)
+    );
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut out = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    out.extend_from_slice(&[kind, flags]);
+    out.extend_from_slice(&stream.to_be_bytes());
+    out.extend_from_slice(payload);
+    out
+}
+
+/// It has all of the answer.
+async fn early_answer(last: &'static [u8]) {
+    let listener = listen();
+    let router = h2_router(format!("http://{}", listener.local_addr().unwrap()));
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut read = vec![0; 1 << 16];
+        let _settings = stream.read(&mut read).await.unwrap();
+        stream.write_all(&frame(4, 0, 0, &[])).await.unwrap();
+        tokio::time::sleep(PAUSE).await;
+        let _request = stream.read(&mut read).await.unwrap();
+        // 413 as a literal.
+        let mut out = frame(1, 4, 1, b"\x08\x03413");
+        out.extend(frame(0, 1, 1, &[b'x'; 12345]));
+        out.extend_from_slice(last);
+        stream.write_all(&out).await.unwrap();
+        if last.is_empty() {
+            // Without a reset on the way.
+            stream.shutdown().await.unwrap();
+        }
+        while let Ok(1..) = stream.read(&mut read).await {}
+    });
+    let mut client = Client::connect(router.address).await;
+    let head = head("POST /", "content-length: 100000\r\n");
+    client.send(format!("{head}beginning")).await;
+    let response = client.response("POST").await.unwrap();
+    assert_eq!(response.status, 413);
+    assert!(response.complete, "{}", response.text().len());
+}
+
+#[tokio::test]
+async fn an_early_answer_is_whole_though_the_upstream_closes() {
+    early_answer(b"").await;
+}
+
+#[tokio::test]
+async fn an_early_answer_is_whole_though_the_upstream_resets() {
+    early_answer(b"\0\0\x04\x03\0\0\0\0\x01\0\0\0\0").await;
+}
+
+/// What was handed over is not written yet.
+#[tokio::test]
+async fn a_slow_reader_gets_all_while_the_router_drains() {
+    slow_reader(true).await;
+}
+
+async fn slow_reader(drains: bool) {
+    const MANY: usize = 120;
+    let body = "x".repeat(60 << 10);
+    let upstream = Upstream::start(move |_| answer(200, "", &body)).await;
+    let mut router = router_with(&upstream.url(), json!({}));
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4 << 10).unwrap();
+    let mut stream = socket.connect(router.address).await.unwrap();
+    let mut hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    // A window of 1 MiB for each, and enough for all.
+    hello.extend(frame(4, 0, 0, &[0, 4, 0, 16, 0, 0]));
+    hello.extend(frame(8, 0, 0, &(1u32 << 30).to_be_bytes()));
+    for number in 0..MANY as u32 {
+        hello.extend(frame(1, 5, 2 * number + 1, b"\x82\x86\x84\x41\x01a"));
+    }
+    stream.write_all(&hello).await.unwrap();
+    let count = "canary_router_request_count{reason=\"\",target=\"main\"}";
+    router.counts(count, MANY as f64).await;
+    if drains {
+        router.drain();
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let mut all = Vec::new();
+    let read = stream.read_to_end(&mut all);
+    let _end = tokio::time::timeout(Duration::from_secs(5), read).await;
+    let (mut rest, mut ended) = (&all[..], 0);
+    while rest.len() >= 9 {
+        let length = u32::from_be_bytes([0, rest[0], rest[1], rest[2]]) as usize;
+        ended += usize::from(rest[3] == 0 && rest[4] & 1 == 1);
+        rest = rest.get(9 + length..).unwrap_or_default();
+    }
+    assert_eq!(ended, MANY, "of {} bytes", all.len());
+    if drains {
+        router.ended().await.unwrap();
+    }
+}
+
+/// So many lines fit into the largest head.
+#[tokio::test]
+async fn a_head_of_many_lines_ends_no_connection() {
+    let lines = "a:\r\n".repeat(40_000);
+    let upstream = Upstream::start(move |request| match request.head.contains("/many") {
+        true => answer(200, &lines, "many"),
+        false => answer(200, "", "few"),
+    })
+    .await;
+    let router = router_to(&upstream.url());
+    let mut requests = speak(router.address, 1 << 20).await;
+    let (many, _) = requests.send_request(to("GET", "/many"), true).unwrap();
+    let _whatever = soon(many).await;
+    let (few, _) = requests
+        .send_request(to("GET", "/few"), true)
+        .expect("the connection goes on");
+    assert_eq!(soon(few).await.unwrap().status(), 200);
+}
+
+/// Whoever comes first makes the connection, the others wait for it: no request of theirs took so long.
+#[tokio::test]
+async fn who_waits_for_the_handshake_of_another_is_not_slow() {
+    let main = Service::start(
+        Begin {
+            tls: Some(tls(&[b"h2"])),
+            ..PLAIN
+        },
+        |_, respond, _| respond_ok(respond),
+    );
+    let begin = Begin {
+        tls: Some(tls(&[b"h2"])),
+        after: Duration::from_millis(400),
+        ..PLAIN
+    };
+    let canary = Service::start(begin, |_, respond, _| respond_ok(respond));
+    let mut config = speaking("h2");
+    merge(
+        &mut config,
+        json!({
+            "main-target": format!("https://{}", main.address),
+            "canary-target": format!("https://{}", canary.address),
+            "router-server": {"workers": 1},
+            "circuit-breaker": {
+                "slow-call-rate-threshold": 50, "slow-call-duration": "200ms",
+                "minimum-number-of-calls": 10
+            }
+        }),
+    );
+    let router = Router::start(config);
+    let address = router.address;
+    together((0..20).map(move |_| get(address, "/", "x-canary: true\r\n"))).await;
+    assert_eq!(opened(&router).await, 0.0);
+}
+
+/// Whether the canary's breaker is open.
+async fn opened(router: &Router) -> f64 {
+    let series = "canary_router_breaker_state{state=\"open\",target=\"canary\"}";
+    router.metrics().await.value(series)
+}
+
+/// The end of an answer without content is an end.
+#[tokio::test]
+async fn an_answer_without_content_is_a_success_of_the_canary() {
+    let main = Upstream::named("main", 200).await;
+    let canary = Upstream::start(|request| match request.head.contains("/bad") {
+        true => answer(500, "", "bad"),
+        false => answer(204, "", ""),
+    })
+    .await;
+    let router = Router::start(json!({
+        "main-target": main.url(),
+        "canary-target": canary.url(),
+        "router-server": {"workers": 1},
+        "circuit-breaker": {"failure-rate-threshold": 50, "minimum-number-of-calls": 10}
+    }));
+    let mut requests = speak(router.address, 1 << 20).await;
+    for number in 0..25 {
+        let path = if number < 15 { "/good" } else { "/bad" };
+        let mut request = to("GET", path);
+        let forced = http::HeaderValue::from_static("true");
+        request.headers_mut().insert("x-canary", forced);
+        let (response, _) = requests.send_request(request, true).unwrap();
+        let response = soon(response).await.unwrap();
+        soon(whole(response.into_body())).await.unwrap();
+    }
+    // 10 of 25 are less than half.
+    assert_eq!(opened(&router).await, 0.0);
+}
+
+/// What waits for its turn on a connection has not left.
+#[tokio::test]
+async fn what_an_upstream_gives_no_turn_goes_to_main() {
+    let listener = listen();
+    let canary = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut read = vec![0; 1 << 16];
+        let _settings = stream.read(&mut read).await.unwrap();
+        stream.write_all(&frame(4, 0, 0, &[])).await.unwrap();
+        tokio::time::sleep(PAUSE).await;
+        let _request = stream.read(&mut read).await.unwrap();
+        // From now on no more.
+        let mut out = frame(1, 5, 1, b"\x88");
+        out.extend(frame(4, 0, 0, &[0, 3, 0, 0, 0, 0]));
+        stream.write_all(&out).await.unwrap();
+        while let Ok(length @ 1..) = stream.read(&mut read).await {
+            assert!(!read[..length].windows(2).any(|two| two == [1, 5]), "a request");
+        }
+    });
+    let main = Service::start(PLAIN, |_, respond, _| respond_ok(respond));
+    let router = Router::start(json!({
+        "main-target": format!("http://{}", main.address),
+        "canary-target": format!("http://{canary}"),
+        "router-server": {"workers": 1},
+        "proxy-client": {"to-main-and-canary": {"protocol": "h2", "timeout": "1s"}}
+    }));
+    assert_eq!(get(router.address, "/", "x-canary: true\r\n").await.status, 200);
+    tokio::time::sleep(PAUSE).await;
+    assert_eq!(get(router.address, "/", "x-canary: true\r\n").await.status, 200);
+}
+
+/// An upstream that does not read what some of its requests upload has to do with those alone.
+#[tokio::test]
+async fn uploads_that_stall_do_not_stop_the_others_of_their_client() {
+    let listener = listen_narrowly();
+    let deaf = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            kept.push(stream);
+        }
+    });
+    let main = Upstream::named("main", 200).await;
+    let router = Router::start(json!({
+        "main-target": main.url(),
+        "canary-target": format!("http://{deaf}"),
+        "router-server": {"workers": 1, "read-timeout": "2s"},
+        "proxy-client": {"to-main-and-canary": {"timeout": "15s"}}
+    }));
+    let mut requests = speak(router.address, 1 << 20).await;
+    let mut kept = Vec::new();
+    for _ in 0..20 {
+        let mut request = to("POST", "/");
+        let forced = http::HeaderValue::from_static("true");
+        request.headers_mut().insert("x-canary", forced);
+        let (response, mut upload) = requests.send_request(request, false).unwrap();
+        upload.reserve_capacity(8 << 20);
+        upload.send_data(noise(8 << 20).into(), false).unwrap();
+        kept.push((response, upload));
+    }
+    tokio::time::sleep(PAUSE * 3).await;
+    let (response, mut upload) = requests.send_request(to("POST", "/"), false).unwrap();
+    upload.send_data(noise(1000).into(), true).unwrap();
+    let response = tokio::time::timeout(Duration::from_secs(6), response).await;
+    assert_eq!(response.expect("nothing in 6 s").unwrap().status(), 200);
+}
+
+/// The control of the one above.
+#[tokio::test]
+async fn a_slow_reader_gets_all_while_the_router_does_not_drain() {
+    slow_reader(false).await;
+}
