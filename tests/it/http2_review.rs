@@ -187,7 +187,10 @@ fn speaking(protocol: &str) -> Value {
 }
 
 fn h2_router(target: String) -> Router {
-    router_with(&target, json!({"proxy-client": {"to-main-and-canary": {"protocol": "h2"}}}))
+    router_with(
+        &target,
+        json!({"proxy-client": {"to-main-and-canary": {"protocol": "h2"}}}),
+    )
 }
 
 fn statuses(all: &[Response]) -> String {
@@ -286,7 +289,11 @@ async fn where_http1_is_agreed_on_nobody_waits_for_the_others_handshakes() {
     let router = router_with(&target, speaking("auto"));
     let address = router.address;
     let all = together((0..20).map(move |_| get(address, "/", ""))).await;
-    assert!(all.iter().all(|one| one.status == 200), "{}", statuses(&all));
+    assert!(
+        all.iter().all(|one| one.status == 200),
+        "{}",
+        statuses(&all)
+    );
 }
 
 /// One that takes few requests at a time has others on other connections.
@@ -307,7 +314,11 @@ async fn a_connection_that_is_full_leaves_the_others_no_queue() {
     let router = router_with(&format!("https://{}", service.address), speaking("h2"));
     let address = router.address;
     let all = together((0..12).map(move |_| get(address, "/", ""))).await;
-    assert!(all.iter().all(|one| one.status == 200), "{}", statuses(&all));
+    assert!(
+        all.iter().all(|one| one.status == 200),
+        "{}",
+        statuses(&all)
+    );
 }
 
 /// What one connection has refused goes to another one together.
@@ -379,7 +390,7 @@ async fn an_upgrade_that_an_http2_upstream_does_not_know_is_not_its_failure() {
     );
 }
 
-/// What waits for its turn on a connection has not left.
+/// The first burst on a connection is ahead of what its upstream allows.
 #[tokio::test]
 async fn what_never_left_for_the_canary_goes_to_main() {
     let kept = Arc::new(Mutex::new(Vec::new()));
@@ -608,7 +619,10 @@ async fn what_an_upstream_gives_no_turn_goes_to_main() {
         out.extend(frame(4, 0, 0, &[0, 3, 0, 0, 0, 0]));
         stream.write_all(&out).await.unwrap();
         while let Ok(length @ 1..) = stream.read(&mut read).await {
-            assert!(!read[..length].windows(2).any(|two| two == [1, 5]), "a request");
+            assert!(
+                !read[..length].windows(2).any(|two| two == [1, 5]),
+                "a request"
+            );
         }
     });
     let main = Service::start(PLAIN, |_, respond, _| respond_ok(respond));
@@ -618,9 +632,15 @@ async fn what_an_upstream_gives_no_turn_goes_to_main() {
         "router-server": {"workers": 1},
         "proxy-client": {"to-main-and-canary": {"protocol": "h2", "timeout": "1s"}}
     }));
-    assert_eq!(get(router.address, "/", "x-canary: true\r\n").await.status, 200);
+    assert_eq!(
+        get(router.address, "/", "x-canary: true\r\n").await.status,
+        200
+    );
     tokio::time::sleep(PAUSE).await;
-    assert_eq!(get(router.address, "/", "x-canary: true\r\n").await.status, 200);
+    assert_eq!(
+        get(router.address, "/", "x-canary: true\r\n").await.status,
+        200
+    );
 }
 
 /// An upstream that does not read what some of its requests upload has to do with those alone.
@@ -641,6 +661,7 @@ async fn uploads_that_stall_do_not_stop_the_others_of_their_client() {
         "router-server": {"workers": 1, "read-timeout": "2s"},
         "proxy-client": {"to-main-and-canary": {"timeout": "15s"}}
     }));
+    let upload_of = Bytes::from(vec![b'x'; 8 << 20]);
     let mut requests = speak(router.address, 1 << 20).await;
     let mut kept = Vec::new();
     for _ in 0..20 {
@@ -649,12 +670,14 @@ async fn uploads_that_stall_do_not_stop_the_others_of_their_client() {
         request.headers_mut().insert("x-canary", forced);
         let (response, mut upload) = requests.send_request(request, false).unwrap();
         upload.reserve_capacity(8 << 20);
-        upload.send_data(noise(8 << 20).into(), false).unwrap();
+        upload.send_data(upload_of.clone(), false).unwrap();
         kept.push((response, upload));
     }
     tokio::time::sleep(PAUSE * 3).await;
     let (response, mut upload) = requests.send_request(to("POST", "/"), false).unwrap();
-    upload.send_data(noise(1000).into(), true).unwrap();
+    upload
+        .send_data(Bytes::from_static(b"small"), true)
+        .unwrap();
     let response = tokio::time::timeout(Duration::from_secs(6), response).await;
     assert_eq!(response.expect("nothing in 6 s").unwrap().status(), 200);
 }
@@ -663,4 +686,343 @@ async fn uploads_that_stall_do_not_stop_the_others_of_their_client() {
 #[tokio::test]
 async fn a_slow_reader_gets_all_while_the_router_does_not_drain() {
     slow_reader(false).await;
+}
+
+/// A handshake that nobody begins is not waited for.
+#[tokio::test]
+async fn a_client_that_has_not_begun_does_not_hold_a_drain_up() {
+    let folder = Folder::new();
+    let CertifiedKey { cert, signing_key } =
+        generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let cert = folder.write("cert.pem", cert.pem());
+    let key = folder.write("key.pem", signing_key.serialize_pem());
+    let main = Upstream::named("main", 200).await;
+    let mut router = router_with(
+        &main.url(),
+        json!({"router-server": {
+            "read-timeout": "15s",
+            "tls": {"certificate": cert.to_str().unwrap(), "private-key": key.to_str().unwrap()}
+        }}),
+    );
+    let _silent = TcpStream::connect(router.address).await.unwrap();
+    tokio::time::sleep(PAUSE).await;
+    router.drain();
+    let ended = tokio::time::timeout(Duration::from_secs(5), router.ended()).await;
+    ended.expect("5 s are over").unwrap();
+}
+
+/// A tunnel as a client of HTTP/2 asks for it.
+fn tunnel() -> Request<()> {
+    let mut request = to("GET", "/socket");
+    *request.method_mut() = Method::CONNECT;
+    request.extensions_mut().insert(Protocol::from("websocket"));
+    request
+}
+
+/// The upstream's end of a tunnel.
+async fn switched(upstream: &ByHand) -> Client {
+    let mut connection = upstream.accept().await;
+    let head = connection.head().await;
+    let key = head
+        .lines()
+        .find_map(|line| line.strip_prefix("sec-websocket-key: "))
+        .unwrap();
+    let accept = tokio_tungstenite::tungstenite::handshake::derive_accept_key(key.as_bytes());
+    connection
+        .send(format!(
+            "HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+             sec-websocket-accept: {accept}\r\n\r\n"
+        ))
+        .await;
+    connection
+}
+
+/// The other direction goes on.
+#[tokio::test]
+async fn either_end_of_a_tunnel_may_finish_first() {
+    let upstream = ByHand::start().await;
+    let router = router_to(&upstream.url());
+    let mut requests = speak(router.address, 1 << 20).await;
+    let (response, mut up) = requests.send_request(tunnel(), false).unwrap();
+    let mut connection = switched(&upstream).await;
+    let response = soon(response).await.unwrap();
+    assert_eq!(response.status(), 200);
+    // RFC 9110 section 8.6: none where a tunnel is. The `h2` crate and others hold us to it.
+    assert_eq!(response.headers().get("content-length"), None);
+    let mut down = response.into_body();
+    up.send_data(Bytes::from_static(b"ping"), true).unwrap();
+    connection.expect("ping").await;
+    connection.closed().await;
+    connection.send("pong").await;
+    assert_eq!(soon(down.data()).await.unwrap().unwrap(), "pong");
+    connection.finish().await;
+    assert!(soon(down.data()).await.is_none());
+}
+
+/// It does not look as if it had finished.
+#[tokio::test]
+async fn a_tunnel_that_breaks_at_one_end_breaks_at_the_other() {
+    let upstream = ByHand::start().await;
+    let router = router_to(&upstream.url());
+    let mut requests = speak(router.address, 1 << 20).await;
+    let (response, _up) = requests.send_request(tunnel(), false).unwrap();
+    let connection = switched(&upstream).await;
+    let mut down = soon(response).await.unwrap().into_body();
+    connection.reset();
+    assert!(soon(down.data()).await.unwrap().is_err());
+
+    let (response, mut up) = requests.send_request(tunnel(), false).unwrap();
+    let mut connection = switched(&upstream).await;
+    let _down = soon(response).await.unwrap();
+    up.send_reset(Reason::CANCEL);
+    connection.closed().await;
+}
+
+/// What comes late with its connection does not leave any more.
+#[tokio::test]
+async fn a_request_whose_time_is_over_is_not_sent() {
+    let begin = Begin {
+        tls: Some(tls(&[b"h2"])),
+        after: Duration::from_millis(700),
+        streams: Some(1),
+        ..PLAIN
+    };
+    let seen = Arc::new(AtomicUsize::new(0));
+    let count = seen.clone();
+    let service = Service::start(begin, move |request, respond, _| {
+        count.fetch_add(1, Ordering::SeqCst);
+        let pause = match request.method() {
+            &Method::GET => 3,
+            _ => 0,
+        };
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(pause)).await;
+            tokio::time::sleep(PAUSE).await;
+            respond_ok(respond);
+        });
+    });
+    let mut config = speaking("h2");
+    let client = json!({"proxy-client": {"to-main-and-canary": {"timeout": "1s"}}});
+    merge(&mut config, client);
+    let router = router_with(&format!("https://{}", service.address), config);
+    let address = router.address;
+    let first = tokio::spawn(async move { get(address, "/", "").await.status });
+    tokio::time::sleep(Duration::from_millis(720)).await;
+    let before = seen.load(Ordering::SeqCst);
+    let all = together((0..2).map(move |_| request(address, "POST", "/", "", ""))).await;
+    let served = all.iter().filter(|one| one.status == 200).count();
+    tokio::time::sleep(PAUSE).await;
+    assert_eq!(
+        seen.load(Ordering::SeqCst) - before,
+        served,
+        "{}",
+        statuses(&all)
+    );
+    drop(first);
+}
+
+/// The upstream has closed the connection by then, and with a reset.
+#[tokio::test]
+async fn an_early_answer_of_http1_arrives() {
+    let upstream = ByHand::start().await;
+    let router = router_to(&upstream.url());
+    let mut requests = speak(router.address, 1 << 20).await;
+    let (response, mut upload) = requests.send_request(to("POST", "/"), false).unwrap();
+    upload
+        .send_data(vec![b'x'; 200 << 10].into(), false)
+        .unwrap();
+    let mut connection = upstream.accept().await;
+    let _head = connection.head().await;
+    tokio::time::sleep(PAUSE).await;
+    connection
+        .send("HTTP/1.1 413 X\r\nconnection: close\r\ncontent-length: 3\r\n\r\nbig")
+        .await;
+    drop(connection);
+    let response = soon(response).await.expect("413, not a reset alone");
+    assert_eq!(response.status(), 413);
+    assert_eq!(soon(whole(response.into_body())).await.unwrap(), b"big");
+}
+
+/// And nothing new is taken.
+#[tokio::test]
+async fn a_stream_that_is_open_ends_well_while_the_router_drains() {
+    let gate = Gate::shut();
+    let waits = gate.clone();
+    let upstream = Upstream::start(move |_| {
+        let mut steps = vec![Step::Wait(waits.clone())];
+        steps.extend(answer(200, "", "late"));
+        steps
+    })
+    .await;
+    let mut router = router_to(&upstream.url());
+    let mut requests = speak(router.address, 1 << 20).await;
+    let _idle = speak(router.address, 1 << 20).await;
+    let (response, _) = requests.send_request(to("GET", "/"), true).unwrap();
+    eventually(|| upstream.count() == 1).await;
+    router.drain();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    gate.open();
+    let response = soon(response).await.unwrap();
+    assert_eq!(soon(whole(response.into_body())).await.unwrap(), b"late");
+    router.ended().await.unwrap();
+}
+
+/// A request of HTTP/1, a stream of HTTP/2 behind it.
+#[tokio::test]
+async fn a_tunnel_goes_to_an_upstream_of_http2() {
+    let listener = listen();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut builder = server::Builder::new();
+                builder.enable_connect_protocol();
+                let mut connection = builder.handshake::<_, Bytes>(stream).await.unwrap();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    tokio::spawn(async move {
+                        let breaks = request.uri().path() == "/break";
+                        let mut down = respond.send_response(Head::new(()), false).unwrap();
+                        let mut up = request.into_body();
+                        while let Some(Ok(data)) = up.data().await {
+                            up.flow_control().release_capacity(data.len()).unwrap();
+                            down.send_data(data, false).unwrap();
+                            if breaks {
+                                tokio::time::sleep(PAUSE).await;
+                                return down.send_reset(Reason::CANCEL);
+                            }
+                        }
+                        down.send_data(Bytes::from_static(b"end"), true).unwrap();
+                    });
+                }
+            });
+        }
+    });
+    let router = h2_router(format!("http://{address}"));
+    for path in ["/", "/break"] {
+        let mut client = Client::connect(router.address).await;
+        let fields = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n";
+        let response = client
+            .roundtrip("HEAD", head(&format!("GET {path}"), fields))
+            .await;
+        assert_eq!(response.status, 101);
+        client.send("ping").await;
+        client.expect("ping").await;
+        if path == "/" {
+            client.finish().await;
+            client.expect("end").await;
+        }
+        client.closed().await;
+    }
+}
+
+/// As nginx does it: all of the answer, and then that no more of the request is wanted.
+#[tokio::test]
+async fn an_early_answer_arrives_though_some_of_the_request_waits() {
+    let listener = listen();
+    let router = h2_router(format!("http://{}", listener.local_addr().unwrap()));
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut read = vec![0; 1 << 20];
+        stream.write_all(&frame(4, 0, 0, &[])).await.unwrap();
+        tokio::time::sleep(PAUSE * 2).await;
+        let _request = stream.read(&mut read).await.unwrap();
+        let mut out = frame(1, 4, 1, b"\x08\x03413");
+        out.extend(frame(0, 1, 1, b"too much"));
+        out.extend(frame(3, 0, 1, &[0; 4]));
+        stream.write_all(&out).await.unwrap();
+        while let Ok(1..) = stream.read(&mut read).await {}
+    });
+    let mut requests = speak(router.address, 1 << 20).await;
+    let (response, mut upload) = requests.send_request(to("POST", "/"), false).unwrap();
+    // More than the upstream has room for.
+    upload
+        .send_data(vec![b'x'; 200 << 10].into(), false)
+        .unwrap();
+    let response = soon(response).await.expect("413, not a reset alone");
+    assert_eq!(response.status(), 413);
+    assert_eq!(
+        soon(whole(response.into_body())).await.unwrap(),
+        b"too much"
+    );
+}
+
+#[tokio::test]
+async fn a_connection_that_is_silent_gets_no_more_requests() {
+    let listener = listen();
+    let address = listener.local_addr().unwrap();
+    let service = Service::start(PLAIN, |_, respond, _| respond_ok(respond));
+    let behind = service.address;
+    tokio::spawn(async move {
+        let _silent = listener.accept().await.unwrap();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut upstream = TcpStream::connect(behind).await.unwrap();
+            tokio::spawn(async move {
+                let _end = tokio::io::copy_bidirectional(&mut stream, &mut upstream).await;
+            });
+        }
+    });
+    let router = router_with(
+        &format!("http://{address}"),
+        json!({"proxy-client": {"to-main-and-canary": {"protocol": "h2", "timeout": "1s"}}}),
+    );
+    assert_eq!(get(router.address, "/", "").await.status, 504);
+    assert_eq!(get(router.address, "/", "").await.status, 200);
+}
+
+/// It is cancelled where it has gone to.
+#[tokio::test]
+async fn a_request_that_its_client_cancels_is_cancelled() {
+    let cancelled = Arc::new(AtomicUsize::new(0));
+    let count = cancelled.clone();
+    let service = Service::start(PLAIN, move |_, mut respond, _| {
+        let count = count.clone();
+        tokio::spawn(async move {
+            let _reason = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+            count.fetch_add(1, Ordering::SeqCst);
+        });
+    });
+    let router = h2_router(format!("http://{}", service.address));
+    let mut requests = speak(router.address, 1 << 20).await;
+    let (response, mut stream) = requests.send_request(to("GET", "/"), true).unwrap();
+    tokio::time::sleep(PAUSE).await;
+    stream.send_reset(Reason::CANCEL);
+    drop(response);
+    eventually(|| cancelled.load(Ordering::SeqCst) == 1).await;
+    let client = Client::connect(router.address).await;
+    let mut client = client;
+    client.send(head("GET /", "")).await;
+    tokio::time::sleep(PAUSE).await;
+    drop(client);
+    eventually(|| cancelled.load(Ordering::SeqCst) == 2).await;
+    assert_eq!(service.made(), 1);
+}
+
+/// A call whose server has failed at once, and one of which it says nothing.
+#[tokio::test]
+async fn a_grpc_answer_that_is_a_head_alone_is_counted() {
+    let main = Service::start(PLAIN, |_, respond, _| respond_ok(respond));
+    let canary = Service::start(PLAIN, |_, mut respond, _| {
+        let mut head = Head::new(());
+        let kind = http::HeaderValue::from_static("application/grpc");
+        head.headers_mut().insert("content-type", kind);
+        respond.send_response(head, true).unwrap();
+    });
+    let router = Router::start(json!({
+        "main-target": format!("http://{}", main.address),
+        "canary-target": format!("http://{}", canary.address),
+        "router-server": {"workers": 1},
+        "proxy-client": {"to-main-and-canary": {"protocol": "h2"}},
+        "circuit-breaker": {"failure-rate-threshold": 50, "minimum-number-of-calls": 5}
+    }));
+    let mut requests = speak(router.address, 1 << 20).await;
+    for _ in 0..6 {
+        let mut request = to("POST", "/");
+        let forced = http::HeaderValue::from_static("true");
+        request.headers_mut().insert("x-canary", forced);
+        let (response, _) = requests.send_request(request, true).unwrap();
+        soon(whole(soon(response).await.unwrap().into_body()))
+            .await
+            .unwrap();
+    }
+    assert_eq!(opened(&router).await, 1.0);
 }
