@@ -1026,3 +1026,57 @@ async fn a_grpc_answer_that_is_a_head_alone_is_counted() {
     }
     assert_eq!(opened(&router).await, 1.0);
 }
+
+/// RFC 9110 section 15.4.5: its `Content-Length` is of what it does not have, however its end is said.
+#[tokio::test]
+async fn a_304_ends_well_though_its_end_comes_behind_its_head() {
+    let service = Service::start(PLAIN, |_, mut respond, _| {
+        let mut head = Head::new(());
+        *head.status_mut() = StatusCode::NOT_MODIFIED;
+        let length = http::HeaderValue::from_static("1000");
+        head.headers_mut().insert("content-length", length);
+        let mut stream = respond.send_response(head, false).unwrap();
+        tokio::spawn(async move {
+            tokio::time::sleep(PAUSE).await;
+            let _reset = stream.send_data(Bytes::new(), true);
+        });
+    });
+    let router = h2_router(format!("http://{}", service.address));
+    let mut client = Client::connect(router.address).await;
+    for _ in 0..2 {
+        let response = client.roundtrip("GET", head("GET /", "")).await;
+        assert_eq!(response.status, 304);
+    }
+}
+
+/// While one waits whether there can be a tunnel, others have no need to.
+#[tokio::test]
+async fn a_tunnel_that_waits_for_settings_holds_nobody_up() {
+    let listener = listen();
+    let router = h2_router(format!("http://{}", listener.local_addr().unwrap()));
+    tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            kept.push(tokio::spawn(async move {
+                let (mut all, mut read) = (Vec::new(), vec![0; 1 << 16]);
+                while let Ok(length @ 1..) = stream.read(&mut read).await {
+                    all.extend_from_slice(&read[..length]);
+                    // A request with END_STREAM and END_HEADERS: the settings come with the answer.
+                    if let Some(at) = all.windows(2).position(|two| two == [1, 5]) {
+                        let number = u32::from_be_bytes(all[at + 2..at + 6].try_into().unwrap());
+                        let mut out = frame(4, 0, 0, &[]);
+                        out.extend(frame(1, 5, number, b"\x88"));
+                        stream.write_all(&out).await.unwrap();
+                        all.clear();
+                    }
+                }
+            }));
+        }
+    });
+    let address = router.address;
+    let wanted = "connection: upgrade\r\nupgrade: websocket\r\n";
+    let _tunnel = tokio::spawn(async move { get(address, "/socket", wanted).await.status });
+    tokio::time::sleep(PAUSE / 3).await;
+    let first = tokio::time::timeout(PAUSE, get(address, "/", "")).await;
+    assert_eq!(first.expect("it waits").status, 200);
+}
