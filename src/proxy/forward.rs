@@ -359,8 +359,16 @@ async fn send_once(
         let reused = leased.as_ref().is_ok_and(Leased::is_reused);
         let called = match leased {
             Ok(leased) => {
-                if leased.was_made_since(asked) {
+                let made = leased.was_made_since(asked);
+                if made {
                     client.watch().connected_now();
+                }
+                // Who has waited for others' connections has no time left for a request.
+                if made && clock::recent() >= deadline {
+                    return Err(Unanswered {
+                        error: UpstreamError::new(FailureKind::ConnectTimeout).into(),
+                        request: Returned::Unread(upload),
+                    });
                 }
                 Call::new(leased, upload, upstream, message)
             }
@@ -400,6 +408,7 @@ async fn send_once(
                 });
             }
         };
+        let by_http2 = matches!(call, Call::Http2(_));
         let request = match error {
             // Of what the client broke off there is nothing to send to anybody.
             CallError::Client(_) => Returned::Lost,
@@ -410,8 +419,8 @@ async fn send_once(
             },
         };
         match request {
-            Returned::Unread(unread) if reused && first => {
-                debug!("the upstream had closed the connection; the request is sent again");
+            Returned::Unread(unread) if first && (reused || by_http2) => {
+                debug!("the upstream has not looked at the request, which is sent again");
                 (upload, first) = (unread, false);
             }
             request => return Err(Unanswered { error, request }),

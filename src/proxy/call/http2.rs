@@ -20,7 +20,10 @@ use crate::{
         error::UpstreamError,
         fields::{Known, put_field},
         headers,
-        http1::{framing, head::fields},
+        http1::{
+            framing,
+            head::{fields, is_token},
+        },
         http2::{
             flow::{Incoming, Outgoing, StreamIo},
             head,
@@ -64,7 +67,8 @@ impl Http2 {
         message: &Message<'_>,
     ) -> Result<Box<Http2>, (UpstreamError, Box<Upload>)> {
         // Who does not want to switch, or cannot be asked to, ignores it (RFC 9110 section 7.8).
-        let upgrade = message.upgrade.filter(|_| slot.takes_tunnels());
+        let may = |protocol: &&[u8]| slot.takes_tunnels() && protocol.iter().copied().all(is_token);
+        let upgrade = message.upgrade.filter(may);
         let tunnel = upgrade.map(|protocol| {
             let key = message.head.headers.named("sec-websocket-key").next();
             (

@@ -158,7 +158,11 @@ impl Incoming {
     /// The stream's; it is over then.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, h2::Error>>> {
         self.make_room();
-        let polled = self.poll_next(cx);
+        let polled = match self.poll_next(cx) {
+            // An upstream may close behind an answer that is whole, though it has not said that it is.
+            Poll::Ready(Some(Err(_))) if self.left == Some(0) => Poll::Ready(None),
+            polled => polled,
+        };
         if let Poll::Ready(None | Some(Err(_))) = &polled {
             self.part = Part::Over;
         }
