@@ -6,6 +6,9 @@
 
 mod by_hand;
 mod client;
+pub mod h2;
+pub mod h2raw;
+pub mod hpack;
 mod message;
 pub mod openapi;
 mod process;
