@@ -29,6 +29,7 @@ mod failures;
 mod fallback;
 mod forwarding;
 mod framing;
+mod h2_conformance;
 mod hangups;
 mod headers;
 mod http2_review;
