@@ -30,6 +30,7 @@ mod fallback;
 mod forwarding;
 mod framing;
 mod h2_conformance;
+mod h2_smuggling;
 mod hangups;
 mod headers;
 mod http2_review;

@@ -236,6 +236,7 @@ pub async fn exchange(address: SocketAddr, bytes: &[u8], piece: usize) -> Vec<u8
 pub struct Strict {
     pub address: SocketAddr,
     seen: Arc<Mutex<Vec<Message>>>,
+    heard: Arc<Mutex<Vec<u8>>>,
     wrong: Arc<Mutex<Vec<String>>>,
     server: JoinHandle<()>,
 }
@@ -246,16 +247,17 @@ impl Strict {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::new(Mutex::new(Vec::new()));
         let wrong = Arc::new(Mutex::new(Vec::new()));
         let server = {
-            let (seen, wrong) = (seen.clone(), wrong.clone());
+            let (seen, heard, wrong) = (seen.clone(), heard.clone(), wrong.clone());
             tokio::spawn(async move {
                 let mut clients = JoinSet::new();
                 loop {
                     let (stream, _) = listener.accept().await.unwrap();
-                    let (seen, wrong) = (seen.clone(), wrong.clone());
+                    let (seen, heard, wrong) = (seen.clone(), heard.clone(), wrong.clone());
                     clients.spawn(async move {
-                        let _broken = serve(stream, status, &seen, &wrong).await;
+                        let _broken = serve(stream, status, &seen, &heard, &wrong).await;
                     });
                 }
             })
@@ -263,6 +265,7 @@ impl Strict {
         Strict {
             address,
             seen,
+            heard,
             wrong,
             server,
         }
@@ -282,6 +285,16 @@ impl Strict {
         std::mem::take(&mut self.seen.lock().unwrap())
     }
 
+    /// Every byte since the last time, whether it became a request or not.
+    pub fn take_bytes(&self) -> Vec<u8> {
+        std::mem::take(&mut self.heard.lock().unwrap())
+    }
+
+    /// What was no request since the last time, with why.
+    pub fn take_wrong(&self) -> Vec<String> {
+        std::mem::take(&mut self.wrong.lock().unwrap())
+    }
+
     /// What was no request, with why.
     pub fn wrong(&self) -> Vec<String> {
         self.wrong.lock().unwrap().clone()
@@ -298,6 +311,7 @@ async fn serve(
     mut stream: TcpStream,
     status: u16,
     seen: &Mutex<Vec<Message>>,
+    heard: &Mutex<Vec<u8>>,
     wrong: &Mutex<Vec<String>>,
 ) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
@@ -321,9 +335,11 @@ async fn serve(
                 stream.write_all(&answer).await?;
             }
             Err(Not::Yet) => {
+                let before = buffer.len();
                 if stream.read_buf(&mut buffer).await? == 0 {
                     return Ok(());
                 }
+                heard.lock().unwrap().extend_from_slice(&buffer[before..]);
             }
             Err(Not::Ever(why)) => {
                 let bytes = &buffer[..buffer.len().min(2000)];
