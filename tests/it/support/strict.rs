@@ -41,7 +41,11 @@ impl Message {
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let body = &self.body[..self.body.len().min(100)];
-        write!(f, "{} ({})", self.start.escape_ascii(), body.escape_ascii())
+        write!(f, "{} ({})", self.start.escape_ascii(), body.escape_ascii())?;
+        for (name, value) in &self.trailers {
+            write!(f, " {name}: {}", value.escape_ascii())?;
+        }
+        Ok(())
     }
 }
 
