@@ -32,6 +32,7 @@ mod framing;
 mod h2_abuse;
 mod h2_conformance;
 mod h2_smuggling;
+mod h2_timeouts;
 mod hangups;
 mod headers;
 mod http2_review;

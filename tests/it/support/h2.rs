@@ -359,7 +359,7 @@ async fn serve<T: AsyncRead + AsyncWrite + Unpin>(
                     let stream = Stream { asked, body, respond, sending: None };
                     if let Err(error) = stream.play(when, &*script, &ledger, &orders).await
                         && let Some(reason) = error.reason()
-                        && error.is_remote()
+                        && !error.is_go_away()
                     {
                         ledger.resets.lock().unwrap().push(reason);
                     }

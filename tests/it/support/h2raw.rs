@@ -318,8 +318,11 @@ impl Raw {
             preface.escape_ascii().to_string(),
             PREFACE.escape_ascii().to_string()
         );
-        raw.send(settings(ours)).await;
-        raw.shake_hands().await;
+        // A client need not wait for any of it: what else it says comes behind its settings.
+        let frame = raw.next().await.expect("SETTINGS, not the end");
+        assert_eq!((frame.kind, frame.has(flag::ACK)), (kind::SETTINGS, false));
+        raw.settings.extend(frame.settings());
+        raw.send([settings(ours), settings_ack()].concat()).await;
         raw
     }
 

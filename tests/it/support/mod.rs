@@ -11,6 +11,7 @@ pub mod h2raw;
 pub mod hpack;
 mod message;
 pub mod openapi;
+pub mod pki;
 mod process;
 mod program;
 mod router;
