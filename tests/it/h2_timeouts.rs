@@ -626,12 +626,11 @@ async fn an_upstream_that_opens_its_windows_slowly_is_waited_for() {
     );
     let mut client = H2Client::connect(router.address).await;
     let since = now();
-    let body = vec![b'x'; 8_000];
+    let body = vec![b'x'; 75_000];
     let uploading = client.post("/", &[], &body);
     let taking = async {
         let service = upstream.accept().await;
-        let ours = [(setting::INITIAL_WINDOW_SIZE, 100)];
-        let mut raw = Raw::server(service.0.into_inner(), &ours).await;
+        let mut raw = Raw::server(service.0.into_inner(), &[]).await;
         let mut taken = 0;
         while let Some(frame) = raw.event().await {
             assert!(
@@ -644,8 +643,11 @@ async fn an_upstream_that_opens_its_windows_slowly_is_waited_for() {
                 if frame.ends_stream() {
                     break;
                 }
-                sleep(SHORT).await;
-                raw.send(window_update(1, 100)).await;
+                if taken >= 65_535 {
+                    sleep(SHORT).await;
+                    raw.send([window_update(0, 100), window_update(1, 100)].concat())
+                        .await;
+                }
             }
         }
         raw.send(headers(1, flag::ALL, block([(":status", "201")])))
