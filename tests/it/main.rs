@@ -29,6 +29,7 @@ mod failures;
 mod fallback;
 mod forwarding;
 mod framing;
+mod grpc;
 mod h2_abuse;
 mod h2_conformance;
 mod h2_smuggling;
