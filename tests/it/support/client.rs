@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufRead, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
 };
 
@@ -49,30 +49,7 @@ impl Client {
 
     /// Reads the response to a request with `method`; `None` if the connection ended before one.
     pub async fn response(&mut self, method: &str) -> Option<Response> {
-        let mut informational = Vec::new();
-        let head = loop {
-            let head = soon(read_head(&mut self.0)).await.ok().flatten()?;
-            match status(&head) {
-                100 | 102..=199 => informational.push(head),
-                _ => break head,
-            }
-        };
-        let status = status(&head);
-        let framing = match (method, status) {
-            ("HEAD", _) | (_, 101 | 204 | 304) => Framing::None,
-            _ => framing(&head, Framing::Close),
-        };
-        let mut message = Received {
-            head,
-            ..Received::default()
-        };
-        let complete = soon(read_body(&mut self.0, framing, &mut message)).await;
-        Some(Response {
-            status,
-            message,
-            complete,
-            informational,
-        })
+        read_response(&mut self.0, method).await
     }
 
     /// Sends a request and reads its response.
@@ -92,6 +69,37 @@ impl Client {
     pub async fn closed(&mut self) {
         assert_eq!(String::from_utf8_lossy(&self.rest().await), "");
     }
+}
+
+/// Reads the response to a request with `method`; `None` if the connection ended before one.
+pub async fn read_response(
+    reader: &mut (impl AsyncBufRead + Unpin),
+    method: &str,
+) -> Option<Response> {
+    let mut informational = Vec::new();
+    let head = loop {
+        let head = soon(read_head(reader)).await.ok().flatten()?;
+        match status(&head) {
+            100 | 102..=199 => informational.push(head),
+            _ => break head,
+        }
+    };
+    let status = status(&head);
+    let framing = match (method, status) {
+        ("HEAD", _) | (_, 101 | 204 | 304) => Framing::None,
+        _ => framing(&head, Framing::Close),
+    };
+    let mut message = Received {
+        head,
+        ..Received::default()
+    };
+    let complete = soon(read_body(reader, framing, &mut message)).await;
+    Some(Response {
+        status,
+        message,
+        complete,
+        informational,
+    })
 }
 
 fn status(head: &str) -> u16 {

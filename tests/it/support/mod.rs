@@ -25,7 +25,8 @@ use tokio::task::JoinSet;
 
 pub use by_hand::{ByHand, router_to, router_with};
 pub use client::{
-    Client, Response, assert_same, chunked, get, head, in_chunks, request, serves_others,
+    Client, Response, assert_same, chunked, get, head, in_chunks, read_response, request,
+    serves_others,
 };
 pub use message::Received;
 pub use process::{Folder, Port, Process};
