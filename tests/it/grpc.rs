@@ -11,11 +11,11 @@ use std::{
     process::{Child, ChildStdin, Command, Stdio},
 };
 
-use ::h2::{Reason, client};
+use h2::{Reason, client};
 use serde_json::{Value, json};
 
 use crate::support::{
-    h2::{Do, H2Client, H2Upstream, Pairs, asks, fields},
+    h2peer::{Do, H2Client, H2Upstream, Pairs, asks, fields},
     pki::Authority,
     *,
 };

@@ -5,13 +5,13 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use ::h2::Reason;
+use h2::Reason;
 use http::HeaderMap;
 use serde_json::{Value, json};
 use tokio::io::{AsyncWriteExt, BufReader};
 
 use crate::support::{
-    h2::{self, Asked, Do, Got, H2Client, H2Upstream, answers, asks, fields, receive},
+    h2peer::{self, Asked, Do, Got, H2Client, H2Upstream, answers, asks, fields, receive},
     h2raw::{self, End, Raw, data, flag, headers, kind, post, pseudo},
     hpack::block,
     *,
@@ -646,7 +646,7 @@ async fn a_response_that_nobody_reads_does_not_hold_others_up() {
         )
         .await;
         let router = router_before(&service, upstream);
-        let mut builder = ::h2::client::Builder::new();
+        let mut builder = h2::client::Builder::new();
         // The connection's window is more than the three streams' that are not read.
         builder.initial_connection_window_size(1 << 20);
         let stream = tokio::net::TcpStream::connect(router.address)
@@ -665,7 +665,7 @@ async fn a_response_that_nobody_reads_does_not_hold_others_up() {
             assert_eq!(client.get("/", &[]).await.text(), "small", "{upstream:?}");
         }
         for mut response in unread {
-            let (body, _) = soon(h2::read(response.body_mut())).await.unwrap();
+            let (body, _) = soon(h2peer::read(response.body_mut())).await.unwrap();
             assert_same(&body, &noise(STALLED));
         }
     }
@@ -724,7 +724,7 @@ async fn events_arrive_one_by_one_by_either_version() {
                 let event = soon(response.body_mut().data()).await.unwrap().unwrap();
                 assert_eq!(event, format!("data: {i}\n\n").as_bytes());
             }
-            let (rest, _) = soon(h2::read(response.body_mut())).await.unwrap();
+            let (rest, _) = soon(h2peer::read(response.body_mut())).await.unwrap();
             assert_eq!(rest, b"");
         }
     }
@@ -748,7 +748,7 @@ async fn a_conversation_goes_on_in_both_directions_at_once() {
         assert_eq!(back, piece.as_bytes());
     }
     sending.send_data("".into(), true).unwrap();
-    let (rest, _) = soon(h2::read(response.body_mut())).await.unwrap();
+    let (rest, _) = soon(h2peer::read(response.body_mut())).await.unwrap();
     assert_eq!(rest, b"");
     assert_eq!(upstream.count(), 1);
 }

@@ -10,13 +10,13 @@ use std::{
     time::Duration,
 };
 
-use ::h2::client;
 use canary_router::clock::now;
+use h2::client;
 use serde_json::json;
 use tokio::{net::TcpStream, sync::watch};
 
 use crate::support::{
-    h2::{Do, H2Client, H2Upstream, answers, asks, fields, receive},
+    h2peer::{Do, H2Client, H2Upstream, answers, asks, fields, receive},
     h2raw::{Raw, code::*, data, flag, get, kind, post},
     *,
 };
@@ -83,7 +83,7 @@ async fn client(
                     Some(error) if error.is_go_away() || error.is_reset() && got.status == 0 => {
                         let reason = error.reason();
                         match reason {
-                            Some(::h2::Reason::NO_ERROR | ::h2::Reason::REFUSED_STREAM) => {
+                            Some(h2::Reason::NO_ERROR | h2::Reason::REFUSED_STREAM) => {
                                 story.turned_away += 1;
                             }
                             _ => story.lost.push(format!("{error:?}")),

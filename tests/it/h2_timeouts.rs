@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use crate::support::{
-    h2::{self, Do, H2Client, H2Upstream},
+    h2peer::{self, Do, H2Client, H2Upstream},
     h2raw::{code::*, get, *},
     hpack::block,
     pki::{Authority, TlsClient},
@@ -308,7 +308,7 @@ async fn a_slow_upload_may_take_longer_than_any_timeout() {
 #[tokio::test]
 async fn a_slow_response_may_take_longer_than_any_timeout() {
     let upstream = H2Upstream::start(|_| {
-        let mut steps = vec![Do::Head(200, h2::fields(&[]))];
+        let mut steps = vec![Do::Head(200, h2peer::fields(&[]))];
         for _ in 0..50 {
             steps.extend([Do::Data(b"x".to_vec()), Do::Pause(SHORT)]);
         }
@@ -343,7 +343,7 @@ async fn a_pause_in_the_middle_of_a_response_may_be_longer_than_any_timeout() {
     .await;
     let h2 = H2Upstream::start(|_| {
         vec![
-            Do::Head(200, h2::fields(&[])),
+            Do::Head(200, h2peer::fields(&[])),
             Do::Data(b"x".to_vec()),
             Do::Pause(4 * LIMIT),
             Do::Data(b"y".to_vec()),
@@ -522,7 +522,7 @@ async fn a_client_that_reads_very_slowly_is_not_cut() {
 #[tokio::test]
 async fn an_upstream_that_never_answers_is_504_at_timeout_and_its_stream_reset() {
     let upstream = H2Upstream::eager(|asked| match asked.path.as_str() {
-        "/small" => h2::answers(200, &[], "small"),
+        "/small" => h2peer::answers(200, &[], "small"),
         _ => vec![Do::Hang],
     })
     .await;
@@ -535,7 +535,7 @@ async fn an_upstream_that_never_answers_is_504_at_timeout_and_its_stream_reset()
         let response = request(router.address, method, "/", "", body).await;
         assert_eq!((response.status, response.complete), (504, true));
         assert_at(LIMIT, since);
-        eventually(|| upstream.resets() == vec![::h2::Reason::CANCEL; i + 1]).await;
+        eventually(|| upstream.resets() == vec![h2::Reason::CANCEL; i + 1]).await;
     }
     assert_eq!(
         crate::support::get(router.address, "/small", "")
@@ -600,9 +600,9 @@ async fn a_dripping_response_head_gets_no_more_time_than_another() {
 
 #[tokio::test]
 async fn an_upstream_that_opens_no_window_for_an_upload_is_504() {
-    let mut builder = ::h2::server::Builder::new();
+    let mut builder = h2::server::Builder::new();
     builder.initial_window_size(1000);
-    let upstream = H2Upstream::with(builder, None, h2::When::Head, |_| vec![Do::Hang]);
+    let upstream = H2Upstream::with(builder, None, h2peer::When::Head, |_| vec![Do::Hang]);
     let router = router(
         &upstream.url(),
         json!({"timeout": "600ms", "protocol": "h2"}),
@@ -742,7 +742,7 @@ async fn an_idle_connection_under_tls_is_closed_at_idle_timeout() {
     let stream = TcpStream::connect(router.address).await.unwrap();
     let client = TlsClient::new(&authority, &["h2"]);
     let stream = soon(client.connect(stream)).await.unwrap();
-    let mut client = H2Client::over(stream, &::h2::client::Builder::new()).await;
+    let mut client = H2Client::over(stream, &h2::client::Builder::new()).await;
     assert_eq!(client.get("/", &[]).await.status, 200);
     let idle = now();
     client.ended().await.unwrap();

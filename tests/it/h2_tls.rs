@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, process::Stdio};
 
-use ::h2::{client, server};
+use h2::{client, server};
 use rustls::version::{TLS12, TLS13};
 use serde_json::{Value, json};
 use tokio::{
@@ -14,7 +14,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::support::{
-    h2::{H2Client, H2Upstream, When, answers},
+    h2peer::{H2Client, H2Upstream, When, answers},
     pki::{Authority, TlsClient},
     *,
 };

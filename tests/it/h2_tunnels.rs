@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use ::h2::{Reason, RecvStream, SendStream, ext::Protocol, server};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
+use h2::{Reason, RecvStream, SendStream, ext::Protocol, server};
 use http::{Request, Response};
 use serde_json::{Value, json};
 use tokio::{
@@ -17,7 +17,7 @@ use tokio_tungstenite::{
 };
 
 use crate::support::{
-    h2::{Do, H2Client, H2Upstream, When, asks, fields, send},
+    h2peer::{Do, H2Client, H2Upstream, When, asks, fields, send},
     h2raw::{Raw, setting},
     *,
 };

@@ -10,12 +10,12 @@ use std::{
     time::Duration,
 };
 
-use ::h2::{Reason, server};
+use h2::{Reason, server};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::support::{
-    h2::{Do, H2Client, H2Upstream, When, answers, asks, receive},
+    h2peer::{Do, H2Client, H2Upstream, When, answers, asks, receive},
     h2raw::{self, End, Raw, code::*, head, *},
     hpack::{block, indexed, indexing},
     *,

@@ -34,6 +34,7 @@ mod h2;
 mod h2_abuse;
 mod h2_conformance;
 mod h2_drain;
+mod h2_memory;
 mod h2_smuggling;
 mod h2_timeouts;
 mod h2_tls;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::support::{
-    h2::{H2Client, Pairs},
+    h2peer::{H2Client, Pairs},
     pki::{Authority, TlsClient},
     *,
 };
@@ -303,7 +303,7 @@ async fn a_proxy_header_says_who_the_client_is() {
             use tokio::io::AsyncWriteExt;
             stream.write_all(&[*byte]).await.unwrap();
         }
-        let mut two = H2Client::over(stream, &::h2::client::Builder::new()).await;
+        let mut two = H2Client::over(stream, &h2::client::Builder::new()).await;
         for _ in 0..2 {
             assert_eq!(two.get("/", &[]).await.text(), "up");
             let seen = upstream.seen().pop().unwrap();
@@ -332,7 +332,7 @@ async fn a_proxy_header_stands_before_tls() {
         let client = TlsClient::new(&authority, protocols);
         let stream = soon(client.connect(stream)).await.unwrap();
         if protocols == ["h2"] {
-            let mut two = H2Client::over(stream, &::h2::client::Builder::new()).await;
+            let mut two = H2Client::over(stream, &h2::client::Builder::new()).await;
             assert_eq!(two.get("/", &[]).await.text(), "up");
         } else {
             use tokio::io::AsyncWriteExt;

@@ -6,7 +6,7 @@
 
 mod by_hand;
 mod client;
-pub mod h2;
+pub mod h2peer;
 pub mod h2raw;
 pub mod hpack;
 mod message;
