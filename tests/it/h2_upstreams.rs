@@ -16,7 +16,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::support::{
     h2peer::{Do, H2Client, H2Upstream, When, answers, asks, receive},
-    h2raw::{self, End, Raw, code::*, head, *},
+    h2raw::{End, Raw, code::*, head, *},
     hpack::{block, indexed, indexing},
     *,
 };
@@ -206,6 +206,39 @@ async fn a_request_that_an_upstream_resets_is_502_and_not_sent_again() {
         let response = request(router.address, method, "/", "", body).await;
         assert_eq!((response.status, response.complete), (502, true));
         assert_eq!(upstream.count(), i + 1);
+    }
+}
+
+/// All that is in flight on a connection goes with it, and is not sent again; who comes next has another.
+#[tokio::test]
+async fn a_connection_that_an_upstream_gives_up_takes_what_is_on_it_and_no_more() {
+    for end in [Do::Abort(Reason::INTERNAL_ERROR), Do::Drop] {
+        let upstream = H2Upstream::start(move |asked| match asked.path.as_str() {
+            "/end" => vec![end.clone()],
+            "/waits" => vec![Do::Hang],
+            _ => answers(200, &[], "up"),
+        })
+        .await;
+        let router = router_speaking_h2(&upstream.url(), json!({"timeout": "1h"}));
+        let mut client = H2Client::connect(router.address).await;
+        let mut asked = Vec::new();
+        for _ in 0..10 {
+            let request = asks("POST", "/waits", &[]);
+            asked.push(client.begin(request, true).await.unwrap().0);
+        }
+        eventually(|| upstream.count() == 10).await;
+        asked.push(
+            client
+                .begin(asks("POST", "/end", &[]), true)
+                .await
+                .unwrap()
+                .0,
+        );
+        for response in asked {
+            assert_eq!(soon(receive(response)).await.status, 502);
+        }
+        assert_eq!(client.get("/", &[]).await.text(), "up");
+        assert_eq!((upstream.count(), upstream.connections().0), (12, 2));
     }
 }
 

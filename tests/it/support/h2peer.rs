@@ -93,12 +93,10 @@ pub struct Asked {
     pub headers: HeaderMap,
     pub body: Vec<u8>,
     pub trailers: HeaderMap,
-    /// Which connection it came on, counted from 1.
-    pub connection: usize,
 }
 
 impl Asked {
-    fn new(head: &http::request::Parts, connection: usize) -> Asked {
+    fn new(head: &http::request::Parts) -> Asked {
         let text = |part: Option<&str>| part.map(str::to_owned);
         Asked {
             method: head.method.to_string(),
@@ -116,7 +114,6 @@ impl Asked {
             headers: head.headers.clone(),
             body: Vec::new(),
             trailers: HeaderMap::new(),
-            connection,
         }
     }
 
@@ -211,13 +208,13 @@ impl H2Upstream {
                     let (ledger, script) = (ledger.clone(), script.clone());
                     let (builder, tls) = (builder.clone(), tls.clone());
                     clients.spawn(async move {
-                        let number = ledger.connections.fetch_add(1, Ordering::SeqCst) + 1;
+                        ledger.connections.fetch_add(1, Ordering::SeqCst);
                         let _open = Open::one_of(&ledger, |ledger| &ledger.open_connections);
                         match tls {
-                            None => serve(stream, builder, script, &ledger, number).await,
+                            None => serve(stream, builder, script, &ledger).await,
                             Some(tls) => {
                                 if let Ok(stream) = tls.accept(stream).await {
-                                    serve(stream, builder, script, &ledger, number).await;
+                                    serve(stream, builder, script, &ledger).await;
                                 }
                             }
                         }
@@ -331,7 +328,6 @@ async fn serve<T: AsyncRead + AsyncWrite + Unpin>(
     builder: server::Builder,
     script: (When, Arc<Script>),
     ledger: &Arc<Ledger>,
-    number: usize,
 ) {
     let Ok(mut connection) = builder.handshake::<_, Bytes>(stream).await else {
         return;
@@ -347,7 +343,7 @@ async fn serve<T: AsyncRead + AsyncWrite + Unpin>(
                     return;
                 };
                 let (head, body) = request.into_parts();
-                let asked = Asked::new(&head, number);
+                let asked = Asked::new(&head);
                 ledger.heads.lock().unwrap().push(asked.clone());
                 let open = Open::one_of(ledger, |ledger| &ledger.open);
                 let now = ledger.open.load(Ordering::SeqCst);
@@ -512,12 +508,6 @@ pub struct Got {
 }
 
 impl Got {
-    /// The only value of a header.
-    #[track_caller]
-    pub fn header(&self, name: &str) -> Option<&str> {
-        only(&self.headers, name)
-    }
-
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }

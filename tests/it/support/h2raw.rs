@@ -55,7 +55,6 @@ pub mod code {
     pub const REFUSED_STREAM: u32 = 7;
     pub const CANCEL: u32 = 8;
     pub const COMPRESSION_ERROR: u32 = 9;
-    pub const ENHANCE_YOUR_CALM: u32 = 11;
 }
 
 /// Settings.
@@ -249,14 +248,6 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The only value of a field.
-    #[track_caller]
-    pub fn header(&self, name: &str) -> Option<String> {
-        let all = values(&self.fields, name);
-        assert!(all.len() < 2, "{name} more than once: {self:?}");
-        all.into_iter().next()
-    }
-
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
