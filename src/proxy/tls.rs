@@ -18,6 +18,8 @@ use rustls::{
 use crate::config::{ClientTls, Config, Protocol, Server, ServerTls, Upstream};
 
 const HTTP_1: &[u8] = b"http/1.1";
+/// Some old clients offer nothing else.
+const HTTP_1_0: &[u8] = b"http/1.0";
 const HTTP_2: &[u8] = b"h2";
 
 /// How TLS is spoken to the upstreams of one kind; can be replaced. Cheap to clone.
@@ -200,8 +202,8 @@ fn server_config(server: &Server) -> Result<Option<Arc<ServerConfig>>, TlsError>
     let mut config =
         builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(identity))));
     config.alpn_protocols = match server.http2 {
-        true => vec![HTTP_2.to_vec(), HTTP_1.to_vec()],
-        false => vec![HTTP_1.to_vec()],
+        true => vec![HTTP_2.to_vec(), HTTP_1.to_vec(), HTTP_1_0.to_vec()],
+        false => vec![HTTP_1.to_vec(), HTTP_1_0.to_vec()],
     };
     Ok(Some(Arc::new(config)))
 }

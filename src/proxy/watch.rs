@@ -128,6 +128,13 @@ impl Watch {
         note(&self.body_blocked, blocked);
     }
 
+    /// Some of a body came at `then`, though not enough to be read yet.
+    pub fn body_came(&self, then: Instant) {
+        if let Some(since) = self.body_blocked.get() {
+            self.body_blocked.set(Some(since.max(then)));
+        }
+    }
+
     /// The client took some of a response, or (`blocked`) lets us wait with the rest. Of a TCP connection
     /// that is the kernel's to notice; a stream can be silent where its connection is not.
     pub fn writing(&self, blocked: bool) {

@@ -35,6 +35,10 @@ use crate::{
     },
 };
 
+/// What is kept of a request's body, so that it can be sent once more if the upstream refuses it without having
+/// looked at it, as one that restarts does: most calls of gRPC's are shorter.
+const KEPT: usize = 64 << 10;
+
 /// A request on a stream, and the response that comes back by it.
 pub struct Http2 {
     /// `None` when request and response are over.
@@ -45,7 +49,6 @@ pub struct Http2 {
     ended: bool,
     /// Some of its body has been taken from the client.
     begun: bool,
-    sent: u64,
     /// The upstream takes no more of the request; what it answers is still read.
     send_failed: Option<h2::Error>,
     response: ResponseFuture,
@@ -84,13 +87,15 @@ impl Http2 {
         match slot.requests().send_request(request, ended) {
             Ok((response, stream)) => {
                 upload.note_sent(1);
+                if !upload.body().is_kept() {
+                    upload.body().keep(KEPT);
+                }
                 Ok(Box::new(Http2 {
                     slot: Some(slot),
                     upload,
                     outgoing: Outgoing::new(stream),
                     ended,
                     begun: false,
-                    sent: 0,
                     send_failed: None,
                     response,
                     informational: Informational::default(),
@@ -106,7 +111,7 @@ impl Http2 {
     }
 
     pub fn body_sent(&self) -> u64 {
-        self.sent
+        self.outgoing.sent()
     }
 
     pub fn take_upload(&mut self) -> Box<Upload> {
@@ -165,6 +170,7 @@ impl Http2 {
         while let Poll::Ready(Some(informed)) = self.response.poll_informational(cx) {
             let informed = informed.map_err(|error| self.unanswered(error))?;
             let head = head::of_response(informed.status(), informed.headers());
+            let head = head.ok_or_else(no_fields)?;
             if head.status == StatusCode::SWITCHING_PROTOCOLS {
                 // RFC 9113 section 8.6.
                 let why = "it answered 101, which HTTP/2 does not have";
@@ -193,6 +199,7 @@ impl Http2 {
                 head::of_response(parts.status(), parts.headers())
             }
         };
+        let head = head.ok_or_else(no_fields)?;
         self.incoming = Some(incoming);
         if self.tunnel.is_none() {
             self.let_go();
@@ -237,7 +244,6 @@ impl Http2 {
                 Some(Ok(Frame::Data(data))) => {
                     self.ended = body.is_over();
                     self.begun = true;
-                    self.sent += data.len() as u64;
                     self.outgoing.put(data, self.ended)
                 }
                 Some(Ok(Frame::Trailers(mut trailers))) => {
@@ -322,9 +328,16 @@ fn is_refusal(error: &h2::Error) -> bool {
             || error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM))
 }
 
+fn no_fields() -> UpstreamError {
+    UpstreamError::caused(
+        FailureKind::Malformed,
+        "one of its header fields is malformed",
+    )
+}
+
 /// The same as HTTP/1 says it: the tunnel is there.
-fn switching(protocol: &[u8], key: Option<&[u8]>, response: &Response<()>) -> ResponseHead {
-    let said = head::of_response(StatusCode::SWITCHING_PROTOCOLS, response.headers());
+fn switching(protocol: &[u8], key: Option<&[u8]>, response: &Response<()>) -> Option<ResponseHead> {
+    let said = head::of_response(StatusCode::SWITCHING_PROTOCOLS, response.headers())?;
     let mut section = BytesMut::new();
     for (name, value) in said.headers.iter() {
         let is_framing = name == Known::ContentLength.name();
@@ -344,8 +357,6 @@ fn switching(protocol: &[u8], key: Option<&[u8]>, response: &Response<()>) -> Re
     section.extend_from_slice(b"\r\n");
     let section = section.freeze();
     let lines = said.headers.len() + 4;
-    match fields(&section, lines) {
-        Ok(headers) => ResponseHead { headers, ..said },
-        Err(_) => said,
-    }
+    let headers = fields(&section, lines).ok()?;
+    Some(ResponseHead { headers, ..said })
 }

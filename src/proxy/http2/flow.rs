@@ -115,6 +115,9 @@ pub struct Incoming {
     left: Option<u64>,
     /// What was taken and not yet made room for.
     taken: usize,
+    /// A request is not to look whole before it is: its last piece waits for its end.
+    is_request: bool,
+    held: Bytes,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +135,8 @@ impl Incoming {
             left: Some(0),
             stream,
             taken: 0,
+            is_request: false,
+            held: Bytes::new(),
         }
     }
 
@@ -149,6 +154,17 @@ impl Incoming {
             },
             stream,
             taken: 0,
+            is_request: false,
+            held: Bytes::new(),
+        }
+    }
+
+    /// The same of a request: where a length was announced, nobody gets all of it before the stream has ended, and
+    /// so cannot take more than that for the end.
+    pub fn of_request(stream: RecvStream, announced: Option<u64>) -> Incoming {
+        Incoming {
+            is_request: true,
+            ..Incoming::new(stream, announced)
         }
     }
 
@@ -157,14 +173,19 @@ impl Incoming {
     /// # Errors
     /// The stream's; it is over then.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, h2::Error>>> {
-        self.make_room();
+        if self.held.is_empty() {
+            self.make_room();
+        }
         let polled = match self.poll_next(cx) {
             // An upstream may close behind an answer that is whole, though it has not said that it is.
-            Poll::Ready(Some(Err(_))) if self.left == Some(0) => Poll::Ready(None),
+            Poll::Ready(Some(Err(_))) if self.left == Some(0) && !self.is_request => {
+                Poll::Ready(None)
+            }
             polled => polled,
         };
         if let Poll::Ready(None | Some(Err(_))) = &polled {
             self.part = Part::Over;
+            self.held = Bytes::new();
         }
         polled
     }
@@ -179,18 +200,30 @@ impl Incoming {
                     if !data.is_empty() {
                         self.taken = data.len();
                         self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
-                        return Poll::Ready(Some(Ok(Frame::Data(data))));
+                        let is_last = self.is_request && self.left == Some(0);
+                        if is_last && self.part == Part::Content {
+                            self.held = data;
+                        } else {
+                            return Poll::Ready(Some(Ok(Frame::Data(data))));
+                        }
                     }
                 }
                 None => self.part = Part::Trailers,
             }
+        }
+        if !self.held.is_empty() {
+            let held = std::mem::take(&mut self.held);
+            return Poll::Ready(Some(Ok(Frame::Data(held))));
         }
         if self.part == Part::Over {
             return Poll::Ready(None);
         }
         let trailers = ready!(self.stream.poll_trailers(cx))?;
         self.part = Part::Over;
-        Poll::Ready(trailers.map(|trailers| Ok(Frame::Trailers(head::of_trailers(&trailers)))))
+        Poll::Ready(trailers.map(|trailers| {
+            let trailers = head::of_trailers(&trailers).ok_or(Reason::PROTOCOL_ERROR)?;
+            Ok(Frame::Trailers(trailers))
+        }))
     }
 
     fn make_room(&mut self) {
@@ -201,14 +234,14 @@ impl Incoming {
 
     /// Whether nothing more comes.
     pub fn is_over(&self) -> bool {
-        self.part == Part::Over
+        self.part == Part::Over && self.held.is_empty()
     }
 
     /// How much content is still to come, where that is known.
     pub fn length(&self) -> Option<u64> {
         match self.is_over() {
             true => Some(0),
-            false => self.left,
+            false => self.left.map(|left| left + self.held.len() as u64),
         }
     }
 }

@@ -65,6 +65,8 @@ pub struct Guard {
     /// The highest stream that was opened.
     opened: u32,
     owed: Option<Instant>,
+    /// When some of a DATA frame last came.
+    content: Option<Instant>,
     /// What is left to pay frames from, when it was last filled up.
     budget: u32,
     filled: Instant,
@@ -97,6 +99,7 @@ impl Guard {
             block: None,
             opened: 0,
             owed: Some(now),
+            content: None,
             budget: MOST,
             filled: now,
             flooded: false,
@@ -109,6 +112,9 @@ impl Guard {
             let (here, rest) = bytes.split_at(bytes.len().min(self.left as usize));
             bytes = rest;
             self.owed.get_or_insert(now);
+            if self.part == Part::Payload && self.header[3] == DATA {
+                self.content = Some(now);
+            }
             if self.part == Part::Header {
                 let start = HEADER - self.left as usize;
                 self.header[start..start + here.len()].copy_from_slice(here);
@@ -220,6 +226,11 @@ impl Guard {
     /// debt only as long as its bytes are read.
     pub fn owed_since(&self) -> Option<Instant> {
         self.owed
+    }
+
+    /// When some of the content of a request last came, be it in the middle of a frame.
+    pub fn content_came(&self) -> Option<Instant> {
+        self.content
     }
 
     /// Whether the client has sent more frames that cost us work and bring nothing than anybody needs.

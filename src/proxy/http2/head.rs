@@ -120,6 +120,9 @@ fn host(uri: &Uri, headers: &HeaderMap) -> Result<Option<Vec<u8>>, Refusal> {
 }
 
 fn check(fields: &Fields, ended: bool) -> Result<(), Refusal> {
+    if !are_named(fields) {
+        return Err(Refusal::Bad("a header field has no valid name"));
+    }
     // RFC 9113 section 8.2.1.
     let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
     if fields
@@ -152,19 +155,27 @@ pub fn announced(headers: &HeaderMap) -> Option<u64> {
     length_of(headers.get(header::CONTENT_LENGTH)?.as_bytes())
 }
 
-/// The head of a response that an upstream has sent.
-pub fn of_response(status: StatusCode, headers: &HeaderMap) -> ResponseHead {
-    ResponseHead {
+/// The head of a response that an upstream has sent; `None` if its fields are none.
+pub fn of_response(status: StatusCode, headers: &HeaderMap) -> Option<ResponseHead> {
+    Some(ResponseHead {
         status,
         reason: None,
         version: Version::HTTP_2,
-        headers: of_trailers(headers),
-    }
+        headers: of_trailers(headers)?,
+    })
 }
 
-/// Fields of either side, such as trailers.
-pub fn of_trailers(headers: &HeaderMap) -> Fields {
-    fields(&headers.iter().map(as_bytes).collect::<Vec<_>>())
+/// Fields of either side, such as trailers; `None` if some are none.
+pub fn of_trailers(headers: &HeaderMap) -> Option<Fields> {
+    let fields = fields(&headers.iter().map(as_bytes).collect::<Vec<_>>());
+    are_named(&fields).then_some(fields)
+}
+
+/// Whether all names are tokens (RFC 9110 section 5.1): the `http` crate takes quotes in them too.
+fn are_named(fields: &Fields) -> bool {
+    fields
+        .iter()
+        .all(|(name, _)| name.iter().copied().all(is_token))
 }
 
 /// Fields as lines of HTTP/1.

@@ -212,7 +212,13 @@ impl Session {
             now.saturating_duration_since(since) >= limit + patience.blur
         };
         let streams = self.streams.borrow();
+        // Frames are seen when they are whole, and of many uploads on a thin line one comes after the other: what
+        // comes of one is progress of all.
+        let content = self.wire.content_came();
         for (_, stream) in streams.iter() {
+            if let Some(came) = content {
+                stream.watch.body_came(came);
+            }
             stream.watch.check(now, patience, None);
         }
         // What was handed over may still be on its way.

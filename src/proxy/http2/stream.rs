@@ -26,7 +26,7 @@ use crate::{
         client::Client,
         connection::BrokenBody,
         error::{Refusal, RequestError, UpstreamError},
-        fields::Known,
+        fields::{Fields, Known},
         forward,
         forwarded::Peer,
         headers,
@@ -97,7 +97,7 @@ pub async fn serve(
         watch: Watch::new(),
         peer: Rc::clone(&session.peer),
         cookie: Cell::new(None),
-        body: RefCell::new(Some(Incoming::new(
+        body: RefCell::new(Some(Incoming::of_request(
             incoming,
             head::announced(&parts.headers),
         ))),
@@ -140,10 +140,12 @@ impl Stream {
             return Poll::Ready(None);
         };
         if self.continue_awaited.take() {
-            self.inform(&head::of_response(
-                StatusCode::CONTINUE,
-                &http::HeaderMap::new(),
-            ));
+            self.inform(&ResponseHead {
+                status: StatusCode::CONTINUE,
+                reason: None,
+                version: Version::HTTP_2,
+                headers: Fields::default(),
+            });
         }
         let polled = ready!(body.poll_frame(cx));
         Poll::Ready(polled.map(|frame| {

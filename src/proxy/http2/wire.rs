@@ -121,6 +121,11 @@ impl Wire {
         (!self.blocked.get()).then(|| since.max(self.free_since.get()))
     }
 
+    /// When some of the content of a client's requests last came.
+    pub fn content_came(&self) -> Option<Instant> {
+        self.guard.as_ref()?.borrow().content_came()
+    }
+
     /// When something last came in.
     pub fn heard(&self) -> Option<Instant> {
         self.heard.get()
