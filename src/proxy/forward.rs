@@ -15,7 +15,7 @@ use tracing::{Level, debug, enabled};
 
 use super::{
     body::{Body, RequestBody, ResponseBody},
-    call::{Call, CallError},
+    call::{Call, CallError, Fate},
     client::Client,
     error::{RequestError, UpstreamError},
     fields::Known,
@@ -34,6 +34,9 @@ use crate::{
     policy::{FailureKind, Fallback, Target, breaker::Refused, is_grpc_failure},
     state::Permit,
 };
+
+/// How often a request is sent at most to an upstream whose connections end before they look at it.
+const MOST_TRIES: usize = 10;
 
 /// A request that is decided, and what its sending depends on.
 pub struct Exchange<'a> {
@@ -345,11 +348,11 @@ async fn send_once(
 ) -> Result<Answer, Unanswered<CallError>> {
     let deadline = clock::now() + upstream.client.timeout;
     let method = &message.head.method;
-    // One that was closed, or has refused it: then it is sent again, on another one, once.
-    let mut first = true;
+    let mut tries = 0;
     loop {
+        tries += 1;
         let want = Want {
-            new: !first,
+            new: tries > 1,
             // What is written for one version cannot be sent by the other.
             http1: upload.is_written(),
             tunnel: message.upgrade.is_some(),
@@ -376,8 +379,8 @@ async fn send_once(
         };
         let mut call = match called {
             Ok(call) => call,
-            Err((_, unread)) if reused && first => {
-                (upload, first) = (unread, false);
+            Err((_, unread)) if reused && tries < MOST_TRIES => {
+                upload = unread;
                 continue;
             }
             Err((error, upload)) => {
@@ -409,22 +412,30 @@ async fn send_once(
             }
         };
         let by_http2 = matches!(call, Call::Http2(_));
-        let request = match error {
+        if matches!(error, CallError::Client(_)) {
             // Of what the client broke off there is nothing to send to anybody.
-            CallError::Client(_) => Returned::Lost,
-            // Boxed: it is rare, and would take its room in every request.
-            CallError::Upstream(_) => match Box::pin(call.into_unanswered(method)).await {
-                (upload, true) => Returned::Unread(upload),
-                (upload, false) => Returned::Sent(upload),
-            },
-        };
-        match request {
-            Returned::Unread(unread) if first && (reused || by_http2) => {
-                debug!("the upstream has not looked at the request, which is sent again");
-                (upload, first) = (unread, false);
-            }
-            request => return Err(Unanswered { error, request }),
+            let request = Returned::Lost;
+            return Err(Unanswered { error, request });
         }
+        // Boxed: it is rare, and would take its room in every request.
+        let (returned, fate) = Box::pin(call.into_unanswered(method)).await;
+        // Another connection may be about to end too, where many requests go to one that takes few.
+        let most = match fate {
+            Fate::PerhapsRead => 0,
+            Fate::Unread if reused || by_http2 => 2,
+            Fate::Unread => 0,
+            Fate::TurnedAway => MOST_TRIES,
+        };
+        if tries < most {
+            debug!("the upstream has not looked at the request, which is sent again");
+            upload = returned;
+            continue;
+        }
+        let request = match fate {
+            Fate::PerhapsRead => Returned::Sent(returned),
+            Fate::Unread | Fate::TurnedAway => Returned::Unread(returned),
+        };
+        return Err(Unanswered { error, request });
     }
 }
 

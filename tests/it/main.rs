@@ -50,6 +50,7 @@ mod logs;
 mod memory;
 mod metrics;
 mod origin;
+mod others;
 mod peers;
 mod readme;
 mod reference;

@@ -18,10 +18,10 @@ use socket2::{Domain, Socket, Type};
 use crate::support::*;
 
 /// A directory that goes when the test does.
-struct Scratch(PathBuf);
+pub struct Scratch(pub PathBuf);
 
 impl Scratch {
-    fn new() -> Scratch {
+    pub fn new() -> Scratch {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let next = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("peers-{}-{next}", std::process::id());
@@ -30,11 +30,11 @@ impl Scratch {
         Scratch(path)
     }
 
-    fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.0.join(name).to_str().unwrap().to_owned()
     }
 
-    fn read(&self, name: &str) -> String {
+    pub fn read(&self, name: &str) -> String {
         fs::read_to_string(self.0.join(name)).unwrap_or_default()
     }
 }
@@ -46,7 +46,7 @@ impl Drop for Scratch {
 }
 
 #[track_caller]
-fn start(command: &mut Command, package: &str) -> Child {
+pub fn start(command: &mut Command, package: &str) -> Child {
     let program = command.get_program().to_string_lossy().into_owned();
     match command.spawn() {
         Ok(child) => child,
@@ -59,7 +59,7 @@ fn start(command: &mut Command, package: &str) -> Child {
 }
 
 /// A program that runs until the test ends.
-struct Running(Child);
+pub struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -69,7 +69,7 @@ impl Drop for Running {
 }
 
 /// Runs a program to its end, while the scripted upstreams of the test go on.
-async fn run(mut command: Command, package: &'static str, input: Vec<u8>) -> Output {
+pub async fn run(mut command: Command, package: &'static str, input: Vec<u8>) -> Output {
     command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use http::{Method, StatusCode, Version};
 
-use super::{CallError, Informational};
+use super::{CallError, Fate, Informational};
 use crate::{
     policy::FailureKind,
     proxy::{
@@ -85,7 +85,7 @@ impl Http1 {
     /// when this one came. The latter is not tried with what may not be done twice (RFC 9110 section 9.2.2),
     /// since what the kernel says is as good as a proof and yet none: see
     /// [`has_refused_all_behind`](crate::proxy::refusal::has_refused_all_behind).
-    pub async fn into_unanswered(self: Box<Self>, method: &Method) -> (Box<Upload>, bool) {
+    pub async fn into_unanswered(self: Box<Self>, method: &Method) -> (Box<Upload>, Fate) {
         let Http1 {
             lease,
             mut upload,
@@ -93,7 +93,7 @@ impl Http1 {
             ..
         } = *self;
         if upload.is_unsent() {
-            return (upload, true);
+            return (upload, Fate::Unread);
         }
         let unread = match lease.filter(|lease| hung_up && lease.is_reused()) {
             Some(lease) if upload.is_bodiless() && method.is_idempotent() => {
@@ -101,10 +101,11 @@ impl Http1 {
             }
             _ => false,
         };
-        if unread {
-            upload.rewind();
+        if !unread {
+            return (upload, Fate::PerhapsRead);
         }
-        (upload, unread)
+        upload.rewind();
+        (upload, Fate::Unread)
     }
 
     /// Sends, and waits for the head of the final response. Informational ones before it go to

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use h2::{Reason, client::ResponseFuture};
 use http::{Method, Response, StatusCode};
 
-use super::{CallError, Informational};
+use super::{CallError, Fate, Informational};
 use crate::{
     config::Upstream,
     policy::FailureKind,
@@ -134,27 +134,29 @@ impl Http2 {
     }
 
     /// What was refused was not looked at (RFC 9113 section 8.7).
-    pub fn into_unanswered(self) -> (Box<Upload>, bool) {
+    pub fn into_unanswered(self) -> (Box<Upload>, Fate) {
         let Http2 {
             mut upload,
             begun,
             send_failed,
             ..
         } = self;
-        let refused = send_failed.is_some_and(|error| is_refusal(&error));
-        if !refused {
-            return (upload, false);
-        }
+        let fate = match &send_failed {
+            Some(error) if is_refusal(error) && error.is_go_away() => Fate::TurnedAway,
+            Some(error) if is_refusal(error) => Fate::Unread,
+            _ => return (upload, Fate::PerhapsRead),
+        };
         match (begun, upload.is_repeatable()) {
             (false, _) => {
                 upload.rewind();
-                (upload, true)
+                (upload, fate)
             }
             (true, true) => match upload.again() {
-                Some(again) => (again, true),
+                Some(again) => (again, fate),
                 None => unreachable!("what is repeatable can be had again"),
             },
-            (true, false) => (upload, false),
+            // Some of it is gone.
+            (true, false) => (upload, Fate::PerhapsRead),
         }
     }
 

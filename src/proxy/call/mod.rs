@@ -49,6 +49,17 @@ pub enum CallError {
     Upstream(#[from] UpstreamError),
 }
 
+/// What is known of a request that got no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// Somebody may have read it.
+    PerhapsRead,
+    /// Nobody has: it can be sent once more without anybody getting it twice.
+    Unread,
+    /// The same, because its connection ends, as all do now and then.
+    TurnedAway,
+}
+
 /// A request that is being sent on a connection, and the response that comes back by it.
 pub enum Call {
     /// By a connection of its own.
@@ -140,9 +151,8 @@ impl Call {
         });
     }
 
-    /// Gives the request back, after a failure, and whether it can be sent once more without anybody getting
-    /// it twice: where nothing of it was sent, or it is known that nobody has done anything with it.
-    pub async fn into_unanswered(self, method: &Method) -> (Box<Upload>, bool) {
+    /// Gives the request back, after a failure, and what became of it.
+    pub async fn into_unanswered(self, method: &Method) -> (Box<Upload>, Fate) {
         match self {
             Call::Http1(call) => call.into_unanswered(method).await,
             Call::Http2(call) => call.into_unanswered(),
