@@ -256,3 +256,112 @@ impl AsyncWrite for WireEnd {
         Pin::new(&mut *wire.io.borrow_mut()).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, task::Waker};
+
+    use tokio::{io::AsyncWriteExt, net::UnixStream};
+
+    use super::*;
+    use crate::proxy::{http1::inbox, io::Socket};
+
+    fn wire() -> (Rc<Wire>, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let scratch = Rc::new(RefCell::new(inbox::scratch()));
+        let io = Io::Plain(Socket::Unix(ours));
+        (Wire::new(io, BytesMut::new(), scratch, None), theirs)
+    }
+
+    async fn send(wire: &Wire) {
+        poll_fn(|cx| wire.poll_send(cx)).await.unwrap();
+    }
+
+    async fn next(theirs: &mut UnixStream) -> Vec<u8> {
+        let mut read = vec![0; 1 << 20];
+        let length = theirs.read(&mut read).await.unwrap();
+        read[..length].to_vec()
+    }
+
+    #[tokio::test]
+    async fn small_pieces_leave_together_when_there_is_nothing_more_to_say() {
+        let (wire, mut theirs) = wire();
+        let mut end = wire.end();
+        for piece in [&b"one "[..], b"two ", b"three"] {
+            end.write_all(piece).await.unwrap();
+            end.flush().await.unwrap();
+        }
+        assert!(theirs.try_read(&mut [0]).is_err());
+        send(&wire).await;
+        assert_eq!(next(&mut theirs).await, b"one two three");
+        assert_eq!(wire.kept.borrow().capacity(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_order_is_kept_whatever_the_length() {
+        let (wire, mut theirs) = wire();
+        let lengths = [3, 20_000, 1, 9_000, 9_000, 16_384, 7, 100_000, 5];
+        let mut sent = Vec::new();
+        let reading = tokio::spawn(async move {
+            let mut all = Vec::new();
+            theirs.read_to_end(&mut all).await.unwrap();
+            all
+        });
+        let mut end = wire.end();
+        for (number, length) in lengths.into_iter().enumerate() {
+            let piece = vec![number as u8; length];
+            let (start, rest) = piece.split_at(length / 3);
+            let mut left = [start, rest].concat();
+            while !left.is_empty() {
+                let at = left.len() / 2;
+                let (start, rest) = left.split_at(at);
+                let slices = [IoSlice::new(start), IoSlice::new(rest)];
+                let taken = end.write_vectored(&slices).await.unwrap();
+                assert!(taken > 0);
+                left.drain(..taken);
+            }
+            sent.extend(piece);
+        }
+        // What is kept goes before the end.
+        end.shutdown().await.unwrap();
+        drop((end, wire));
+        assert!(reading.await.unwrap() == sent);
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_is_seen_and_holds_no_more_than_a_little() {
+        let (wire, mut theirs) = wire();
+        let mut end = wire.end();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut taken = 0;
+        while let Poll::Ready(Ok(more)) = Pin::new(&mut end).poll_write(&mut cx, &[b'x'; 4000]) {
+            taken += more;
+        }
+        assert!(wire.free_since().is_none());
+        assert!(wire.kept.borrow().len() <= KEPT);
+        let reading = async {
+            let mut read = 0;
+            while read < taken {
+                read += next(&mut theirs).await.len();
+            }
+        };
+        tokio::join!(send(&wire), reading);
+        assert!(wire.free_since().is_some());
+    }
+
+    #[tokio::test]
+    async fn what_there_is_no_room_for_is_given_the_next_time() {
+        let (wire, mut theirs) = wire();
+        theirs.write_all(b"hello world").await.unwrap();
+        let mut end = wire.end();
+        let mut read = [0; 5];
+        end.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"hello");
+        assert!(wire.heard().is_some());
+        let mut rest = [0; 16];
+        let length = end.read(&mut rest).await.unwrap();
+        assert_eq!(&rest[..length], b" world");
+        drop(theirs);
+        assert_eq!(end.read(&mut rest).await.unwrap(), 0);
+    }
+}
