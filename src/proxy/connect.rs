@@ -166,3 +166,59 @@ pub fn keepalive() -> TcpKeepalive {
         .with_time(KEEPALIVE)
         .with_interval(KEEPALIVE)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use socket2::{Domain, Socket as RawSocket, Type};
+
+    use super::*;
+    use crate::config::Config;
+
+    /// An address that lets connections wait for ever, and what makes it do so.
+    fn deaf() -> (SocketAddr, Vec<RawSocket>) {
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let listener = RawSocket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&any.into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut sockets = vec![listener];
+        // The queue is for one; what the kernel has begun for others waits.
+        for _ in 0..4 {
+            let waiting = RawSocket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            waiting.set_nonblocking(true).unwrap();
+            let _in_progress = waiting.connect(&address);
+            sockets.push(waiting);
+        }
+        (address.as_socket().unwrap(), sockets)
+    }
+
+    #[tokio::test]
+    async fn each_address_of_a_name_has_its_share_of_the_time() {
+        let text = r#"{
+            "main-target": "http://service.test", "canary-target": "http://service.test",
+            "router-server": {"host": "127.0.0.1", "port": 1},
+            "proxy-client": {"to-main-and-canary": {"connect-timeout": "900ms"}}
+        }"#;
+        let main = Config::parse("test", text).unwrap().main;
+        let (deaf, _kept) = deaf();
+        let refusing = {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.local_addr().unwrap()
+        };
+        let good = TcpListener::bind("127.0.0.1:0").unwrap();
+        let known =
+            |addresses: &[SocketAddr]| Resolver(Mutex::new(Some((clock::now(), addresses.into()))));
+        let began = clock::now();
+        let resolver = known(&[deaf, refusing, good.local_addr().unwrap()]);
+        let deadline = began + main.client.connect_timeout;
+        let socket = reach(&main, &resolver, deadline).await.unwrap();
+        assert!(matches!(socket, Socket::Tcp(_)));
+        assert!(clock::now() < deadline);
+
+        let deadline = clock::now() + main.client.connect_timeout;
+        let failed = reach(&main, &known(&[deaf, refusing]), deadline).await;
+        assert!(matches!(failed, Err(error) if error.kind == FailureKind::Refused));
+    }
+}
