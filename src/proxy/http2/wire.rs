@@ -301,31 +301,34 @@ mod tests {
     async fn the_order_is_kept_whatever_the_length() {
         let (wire, mut theirs) = wire();
         let lengths = [3, 20_000, 1, 9_000, 9_000, 16_384, 7, 100_000, 5];
-        let mut sent = Vec::new();
-        let reading = tokio::spawn(async move {
+        let reading = async {
             let mut all = Vec::new();
             theirs.read_to_end(&mut all).await.unwrap();
             all
-        });
+        };
         let mut end = wire.end();
-        for (number, length) in lengths.into_iter().enumerate() {
-            let piece = vec![number as u8; length];
-            let (start, rest) = piece.split_at(length / 3);
-            let mut left = [start, rest].concat();
-            while !left.is_empty() {
-                let at = left.len() / 2;
-                let (start, rest) = left.split_at(at);
-                let slices = [IoSlice::new(start), IoSlice::new(rest)];
-                let taken = end.write_vectored(&slices).await.unwrap();
-                assert!(taken > 0);
-                left.drain(..taken);
+        let writing = async {
+            let mut sent = Vec::new();
+            for (number, length) in lengths.into_iter().enumerate() {
+                let piece = vec![number as u8; length];
+                let (start, rest) = piece.split_at(length / 3);
+                let mut left = [start, rest].concat();
+                while !left.is_empty() {
+                    let at = left.len() / 2;
+                    let (start, rest) = left.split_at(at);
+                    let slices = [IoSlice::new(start), IoSlice::new(rest)];
+                    let taken = end.write_vectored(&slices).await.unwrap();
+                    assert!(taken > 0);
+                    left.drain(..taken);
+                }
+                sent.extend(piece);
             }
-            sent.extend(piece);
-        }
-        // What is kept goes before the end.
-        end.shutdown().await.unwrap();
-        drop((end, wire));
-        assert!(reading.await.unwrap() == sent);
+            // What is kept goes before the end.
+            end.shutdown().await.unwrap();
+            sent
+        };
+        let (sent, read) = tokio::join!(writing, reading);
+        assert!(read == sent);
     }
 
     #[tokio::test]
