@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::BytesMut;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, task::spawn_local};
 use tokio_rustls::{TlsAcceptor, TlsStream};
 use tracing::debug;
 
@@ -27,7 +27,7 @@ use super::{
     io::{Io, Socket},
     proxy_protocol,
     watch::{Order, Watch},
-    worker::{Registration, Worker},
+    worker::{Place, Registration, Worker},
 };
 
 /// How long what comes before HTTP may still take when the process drains.
@@ -43,42 +43,60 @@ pub enum Arrived {
     Http2(Rc<Session>),
 }
 
-/// Serves a connection that was accepted from `address`, until it is over. It is known to the worker as
-/// [`Arrived::Unknown`].
-pub async fn serve(
+/// Serves a connection that was accepted from `address`, until it is over. It is known to the worker from
+/// now on.
+pub fn serve(worker: &Rc<Worker>, socket: TcpStream, address: SocketAddr, place: Option<Place>) {
+    let io = Io::Plain(Socket::Tcp(socket));
+    let peer = Peer::new(address.ip(), &worker.trusted_proxies, false);
+    if worker.tls.is_some() || worker.proxy_protocol && peer.trusted {
+        let watch = Rc::new(Watch::new());
+        let registration = Registration::new(worker, Arrived::Unknown(Rc::clone(&watch)));
+        spawn_local(greeted(
+            Rc::clone(worker),
+            registration,
+            watch,
+            io,
+            peer,
+            place,
+        ));
+    } else {
+        // Most wait in here most of the time: nothing of what may come is part of it.
+        let connection = Connection::new(Rc::clone(worker), io, peer);
+        let arrived = Arrived::Http1(Rc::clone(&connection));
+        let registration = Registration::new(worker, arrived);
+        spawn_local(http1(connection, registration, place));
+    }
+}
+
+/// One that has something to say before HTTP.
+async fn greeted(
     worker: Rc<Worker>,
     registration: Registration,
     watch: Rc<Watch>,
-    socket: TcpStream,
-    address: SocketAddr,
+    io: Io,
+    peer: Peer,
+    place: Option<Place>,
 ) {
-    let mut io = Io::Plain(Socket::Tcp(socket));
-    let mut peer = Peer::new(address.ip(), &worker.trusted_proxies, false);
-    let has_header = worker.proxy_protocol && peer.trusted;
-    if worker.tls.is_some() || has_header {
-        // Boxed, here and below: a connection that waits in HTTP/1 has no use for the room.
-        let greeting = Box::pin(greet(&worker, io, peer, has_header));
-        match unless_ordered(&watch, greeting).await {
-            Some(Some(greeted)) => (io, peer) = greeted,
-            Some(None) => return,
-            None => return debug!("a client did not begin in time"),
-        }
-    }
+    let greeting = Box::pin(greet(&worker, io, peer));
+    let (io, peer) = match unless_ordered(&watch, greeting).await {
+        Some(Some(greeted)) => greeted,
+        Some(None) => return,
+        None => return debug!("a client did not begin in time"),
+    };
     drop(watch);
-    match io.agreed_on_http2() {
-        true => Box::pin(http2(worker, registration, io, BytesMut::new(), peer)).await,
-        false => http1(worker, registration, io, peer).await,
+    if io.agreed_on_http2() {
+        Box::pin(http2(worker, registration, io, BytesMut::new(), peer)).await;
+        drop(place);
+    } else {
+        let connection = Connection::new(worker, io, peer);
+        let registration = registration.now(Arrived::Http1(Rc::clone(&connection)));
+        Box::pin(http1(connection, registration, place)).await;
     }
 }
 
 /// Reads what stands before HTTP. `None` where it is not as it should be.
-async fn greet(
-    worker: &Worker,
-    mut io: Io,
-    mut peer: Peer,
-    has_header: bool,
-) -> Option<(Io, Peer)> {
-    if has_header {
+async fn greet(worker: &Worker, mut io: Io, mut peer: Peer) -> Option<(Io, Peer)> {
+    if worker.proxy_protocol && peer.trusted {
         match proxy_protocol::read(&mut io).await {
             Ok(Some(client)) => {
                 peer = Peer::new(client.ip(), &worker.trusted_proxies, false);
@@ -127,17 +145,16 @@ async fn unless_ordered<F: Future>(watch: &Watch, future: F) -> Option<F::Output
     .await
 }
 
-async fn http1(worker: Rc<Worker>, registration: Registration, io: Io, peer: Peer) {
-    let connection = Connection::new(Rc::clone(&worker), io, peer);
-    let registration = registration.now(Arrived::Http1(Rc::clone(&connection)));
-    let Some(connection) = conversation::serve(connection).await else {
-        return;
-    };
-    // Nobody else has to do with it any more.
-    let registration = registration.now(Arrived::Unknown(Rc::default()));
-    if let Some((peer, io, read)) = connection.into_parts() {
-        Box::pin(http2(worker, registration, io, read, peer)).await;
+async fn http1(connection: Rc<Connection>, registration: Registration, place: Option<Place>) {
+    if let Some(connection) = conversation::serve(connection).await {
+        // Nobody else has to do with it any more.
+        let registration = registration.now(Arrived::Unknown(Rc::default()));
+        let worker = Rc::clone(&connection.worker);
+        if let Some((peer, io, read)) = connection.into_parts() {
+            Box::pin(http2(worker, registration, io, read, peer)).await;
+        }
     }
+    drop(place);
 }
 
 async fn http2(worker: Rc<Worker>, registration: Registration, io: Io, read: BytesMut, peer: Peer) {

@@ -31,7 +31,7 @@ use super::{
     record::Warnings,
     split::Lots,
     tls::{ServedTls, Tls, TlsSettings},
-    watch::{Order, Patience, Watch},
+    watch::{Order, Patience},
 };
 use crate::{
     clock,
@@ -193,14 +193,8 @@ impl Worker {
     }
 
     fn serve(self: &Rc<Self>, (stream, address): (TcpStream, SocketAddr), place: Option<Place>) {
-        let watch = Rc::new(Watch::new());
-        // At once: from here on a drain waits for it.
-        let registration = Registration::new(self, Arrived::Unknown(Rc::clone(&watch)));
-        let served = arrival::serve(Rc::clone(self), registration, watch, stream, address);
-        spawn_local(async move {
-            served.await;
-            drop(place);
-        });
+        // It is registered at once: from here on a drain waits for it.
+        arrival::serve(self, stream, address, place);
     }
 
     async fn check_deadlines(self: Rc<Self>, patience: Patience, tick: Duration) {
@@ -283,7 +277,8 @@ pub struct Registration {
 }
 
 impl Registration {
-    fn new(worker: &Rc<Worker>, arrived: Arrived) -> Registration {
+    /// For a connection of this worker's.
+    pub fn new(worker: &Rc<Worker>, arrived: Arrived) -> Registration {
         Registration {
             key: worker.connections.borrow_mut().insert(arrived),
             worker: Rc::clone(worker),
@@ -378,7 +373,7 @@ async fn work(setup: Setup) -> io::Result<()> {
 }
 
 /// A connection's right to be there.
-type Place = OwnedSemaphorePermit;
+pub type Place = OwnedSemaphorePermit;
 
 /// Waits for a place, where they are counted. One connection of each worker has been accepted meanwhile; those
 /// behind it wait in the kernel's queue.
