@@ -219,7 +219,12 @@ impl Http2 {
             true => FailureKind::Malformed,
             false => FailureKind::Reset,
         };
-        let text = error.to_string();
+        let text = match kind {
+            FailureKind::Malformed => {
+                format!("it does not speak HTTP/2 (proxy-client.*.protocol), or badly: {error}")
+            }
+            _ => error.to_string(),
+        };
         self.send_failed = Some(error);
         UpstreamError::caused(kind, text)
     }
