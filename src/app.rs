@@ -26,8 +26,8 @@ use crate::{
         worker::{self, Run, Setup, Shared},
     },
     state::{
-        Admission, Durability, Lifecycle, Phase, Published, Seen, SharedProgress, Snapshot, Tally,
-        Trials, admission::Terms, trials,
+        Admission, Durability, Lifecycle, Phase, Published, Reloads, Seen, SharedProgress,
+        Snapshot, Tally, Trials, admission::Terms, trials,
     },
 };
 
@@ -86,6 +86,7 @@ pub struct Running {
     run: watch::Sender<Run>,
     tls: TlsSettings,
     lifecycle: Arc<Lifecycle>,
+    reloads: Arc<Reloads>,
     stop_control: watch::Sender<bool>,
     /// When this and the control thread's are dropped, the state is written for the last time.
     stop_keeper: Option<std_mpsc::Sender<()>>,
@@ -170,6 +171,7 @@ impl App {
         let seen = Arc::<Seen>::default();
         let progress = SharedProgress::new(Some(Arc::new(opening.clone())));
         let lifecycle = Arc::new(Lifecycle::default());
+        let reloads = Arc::new(Reloads::new(clock::wall()));
         let (run, watching) = watch::channel(Run::On);
         let (stop_control, control_stopped) = watch::channel(false);
         let (report, ended) = mpsc::unbounded_channel();
@@ -238,7 +240,7 @@ impl App {
             + usize::from(self.instrumentation.is_some())
             + usize::from(stop_keeper.is_some());
         if let Some(listener) = self.instrumentation {
-            let lifecycle = Arc::clone(&lifecycle);
+            let (lifecycle, reloads) = (Arc::clone(&lifecycle), Arc::clone(&reloads));
             let control = Control {
                 published,
                 admission,
@@ -249,6 +251,7 @@ impl App {
                 opening,
                 keeping: stop_keeper.clone(),
                 durability,
+                reloads,
                 lifecycle,
             };
             let report = EndReport {
@@ -264,6 +267,7 @@ impl App {
             run,
             tls: self.tls,
             lifecycle,
+            reloads,
             stop_control,
             stop_keeper,
             ended,
@@ -295,6 +299,14 @@ impl Running {
     pub fn take_certificates(&self, config: &Config) -> Result<(), TlsError> {
         self.tls.replace(&TlsSettings::new(config)?);
         Ok(())
+    }
+
+    /// The configuration was read again, for what of it can change while the router runs, or could not be.
+    pub fn has_reread(&self, successfully: bool) {
+        match successfully {
+            true => self.reloads.succeeded(clock::wall()),
+            false => self.reloads.failed(),
+        }
     }
 
     /// Stops accepting and lets what is in flight end, for `shutdown-timeout` at most.

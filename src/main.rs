@@ -113,6 +113,7 @@ fn take_certificates(running: &Running, file: &Path) {
     let taken = Config::load(file)
         .map_err(anyhow::Error::from)
         .and_then(|config| Ok(running.take_certificates(&config)?));
+    running.has_reread(taken.is_ok());
     match taken {
         Ok(()) => info!(
             "SIGHUP: certificates were read again; what else has changed in the configuration needs a restart"

@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 use canary_router::{
     config::{Breaker, Breakers, Limits},
     policy::{
-        FailureRule, Outcome, Reason, Target,
+        CodeClass, FailureRule, Outcome, Reason, Target,
         analysis::Counts,
         breaker::{Rate, Settings, State},
     },
@@ -270,13 +270,21 @@ fn a_reader_of_a_tally_sees_every_count_once_and_none_go_back() {
     model_of_many(|| {
         let (writer, tally) = Tally::new();
         let thread = thread::spawn(move || {
-            writer.request(Reason::NoSidecar, Duration::from_millis(1));
-            writer.request(Reason::NoSidecar, Duration::from_millis(1));
+            writer.request(
+                Reason::NoSidecar,
+                CodeClass::Success,
+                Duration::from_millis(1),
+            );
+            writer.request(
+                Reason::NoSidecar,
+                CodeClass::Success,
+                Duration::from_millis(1),
+            );
         });
         let read = || {
             let mut totals = Totals::default();
             tally.add_to(&mut totals);
-            totals.requests[Reason::NoSidecar.index()]
+            totals.ended(Reason::NoSidecar)
         };
         let early = read();
         let late = read();

@@ -3,7 +3,7 @@
 //! The names, labels and buckets of the two legacy families are the original's, to the letter. Every
 //! series exists from the first scrape on, so that `rate()` sees the first event.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::UNIX_EPOCH};
 
 use prometheus::{
     Encoder, Registry, TextEncoder,
@@ -16,13 +16,14 @@ use super::{Control, analyst::Analyst, decisions};
 use crate::{
     VERSION,
     policy::{
-        CacheResult, FailureKind, Fallback, Reason, SidecarResult, SidecarStatuses, Target,
+        CacheResult, CodeClass, FailureKind, Fallback, Reason, SidecarResult, SidecarStatuses,
+        Target,
         analysis::Strength,
         breaker::{State, Transitions},
         rollout::{Phase, Verdict},
     },
     state::{
-        Admission, Durability, Gate, Published, Tally,
+        Admission, Durability, Gate, Published, Reloads, Tally,
         tally::{LATENCY_BOUNDS_US, SIDECAR_BOUNDS_US, Totals},
     },
 };
@@ -31,6 +32,12 @@ use crate::{
 const LEGACY_BOUNDS_US: [u64; 13] = [
     0, 25_000, 50_000, 75_000, 100_000, 200_000, 400_000, 600_000, 800_000, 1_000_000, 2_000_000,
     4_000_000, 6_000_000,
+];
+
+/// Those of the second family: Prometheus' own, and some for what is faster or slower. All among those that are counted.
+const DURATION_BOUNDS_US: [u64; 15] = [
+    1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
+    5_000_000, 10_000_000, 30_000_000, 60_000_000,
 ];
 
 /// Renders the metrics.
@@ -46,6 +53,7 @@ impl Exposition {
             admission: Arc::clone(&control.admission),
             tallies: control.tallies.clone(),
             durability: control.durability.clone(),
+            reloads: Arc::clone(&control.reloads),
             desc: Desc::new(
                 "canary_router".into(),
                 "All metrics of the router".into(),
@@ -76,6 +84,7 @@ struct Families {
     admission: Arc<Admission>,
     tallies: Vec<Arc<Tally>>,
     durability: Option<Arc<Durability>>,
+    reloads: Arc<Reloads>,
     desc: Desc,
 }
 
@@ -93,6 +102,15 @@ impl Collector for Families {
         let mut families = vec![
             request_count(&totals, statuses),
             request_latency(&totals),
+            requests(&totals, statuses),
+            request_duration(&totals),
+            inflight(&totals),
+            family(
+                "canary_router_connections",
+                "Client connections at this moment",
+                MetricType::GAUGE,
+                vec![gauge(&[], totals.connections as f64)],
+            ),
             upstream_failures(&totals),
             fallbacks(&totals),
             sidecar_results(&totals),
@@ -107,6 +125,7 @@ impl Collector for Families {
         ];
         families.extend(breakers(&self.admission));
         families.extend(self.durability.as_deref().map(state_writes));
+        families.extend(config_reloads(&self.reloads));
         let remaining = self.admission.remaining();
         for (name, help, left) in [
             (
@@ -141,7 +160,7 @@ fn request_count(totals: &Totals, statuses: SidecarStatuses) -> MetricFamily {
             ("target", reason.target().label()),
             ("version", VERSION),
         ];
-        counter(&labels, totals.requests[reason.index()])
+        counter(&labels, totals.ended(*reason))
     });
     family(
         "canary_router_request_count",
@@ -169,6 +188,61 @@ fn request_latency(totals: &Totals) -> MetricFamily {
         "canary_router_request_latency",
         "The latency distribution per request target",
         MetricType::HISTOGRAM,
+        series.collect(),
+    )
+}
+
+/// The same requests once more, by what their clients got.
+fn requests(totals: &Totals, statuses: SidecarStatuses) -> MetricFamily {
+    let series = Reason::ALL.iter().flat_map(|reason| {
+        let label = reason.label(statuses);
+        CodeClass::ALL.map(|class| {
+            let labels = [
+                ("code_class", class.label()),
+                ("reason", &*label),
+                ("target", reason.target().label()),
+            ];
+            counter(&labels, totals.requests[reason.index()][class.index()])
+        })
+    });
+    family(
+        "canary_router_requests_total",
+        "Requests by the target that was decided on, why, and what the client got",
+        MetricType::COUNTER,
+        series.collect(),
+    )
+}
+
+fn request_duration(totals: &Totals) -> MetricFamily {
+    let series = Target::ALL.iter().map(|target| {
+        let mut metric = labelled(&[("target", target.label())]);
+        let latency = &totals.latency[target.index()];
+        metric.set_histogram(histogram(
+            &latency.buckets,
+            &LATENCY_BOUNDS_US,
+            &DURATION_BOUNDS_US,
+            latency.sum_us,
+            1e6,
+        ));
+        metric
+    });
+    family(
+        "canary_router_request_duration_seconds",
+        "From the head of a request to the last byte of its response, the sidecar's time included",
+        MetricType::HISTOGRAM,
+        series.collect(),
+    )
+}
+
+fn inflight(totals: &Totals) -> MetricFamily {
+    let series = Target::ALL.iter().map(|target| {
+        let labels = [("target", target.label())];
+        gauge(&labels, totals.inflight(*target) as f64)
+    });
+    family(
+        "canary_router_inflight_requests",
+        "Requests that were decided and have not ended, tunnels not among them",
+        MetricType::GAUGE,
         series.collect(),
     )
 }
@@ -370,6 +444,25 @@ fn state_writes(durability: &Durability) -> MetricFamily {
         "Attempts to write the state file",
         [("failed", writes.failed), ("succeeded", writes.succeeded)].into_iter(),
     )
+}
+
+fn config_reloads(reloads: &Reloads) -> [MetricFamily; 2] {
+    let counts = reloads.counts();
+    let since_epoch = counts.last_success.duration_since(UNIX_EPOCH);
+    let last_success = since_epoch.unwrap_or_default().as_secs_f64();
+    [
+        by_result(
+            "canary_router_config_reloads_total",
+            "Attempts to read the configuration again",
+            [("failed", counts.failed), ("succeeded", counts.succeeded)].into_iter(),
+        ),
+        family(
+            "canary_router_config_last_reload_success_timestamp_seconds",
+            "When the configuration that is in force was read, at the start or since",
+            MetricType::GAUGE,
+            vec![gauge(&[], last_success)],
+        ),
+    ]
 }
 
 /// Counts that differ in the label `result`.

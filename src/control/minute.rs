@@ -120,7 +120,7 @@ fn quantile(counts: &[u64], share: f64) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::Reason;
+    use crate::policy::{CodeClass, Reason};
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -129,7 +129,7 @@ mod tests {
         let (writer, tally) = Tally::new();
         let mut minute = Minute::new(vec![tally], Duration::ZERO);
         for second in 1..=100 {
-            writer.request(Reason::NoSidecar, 30 * MS);
+            writer.request(Reason::NoSidecar, CodeClass::Success, 30 * MS);
             if second <= 30 {
                 writer.failed(Target::Main);
             }
@@ -147,7 +147,7 @@ mod tests {
         let (writer, tally) = Tally::new();
         let minute = Minute::new(vec![tally], Duration::ZERO);
         for ms in 1..=1000 {
-            writer.request(Reason::NoSidecar, MS * ms);
+            writer.request(Reason::NoSidecar, CodeClass::Success, MS * ms);
         }
         let recent = minute.recent(Target::Main, SECOND);
         for (quantile, expected) in recent.quantiles.into_iter().zip([0.5, 0.9, 0.99]) {

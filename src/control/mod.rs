@@ -38,7 +38,8 @@ use self::{analyst::Analyst, guard::Guard, impatient::Impatient, minute::Minute}
 use crate::{
     clock,
     state::{
-        Admission, Durability, Lifecycle, Progress, Published, Seen, SharedProgress, Tally, Trials,
+        Admission, Durability, Lifecycle, Progress, Published, Reloads, Seen, SharedProgress,
+        Tally, Trials,
     },
 };
 
@@ -70,6 +71,8 @@ pub struct Control {
     pub keeping: Option<mpsc::Sender<()>>,
     /// How writing the state file goes, if there is one.
     pub durability: Option<Arc<Durability>>,
+    /// How reading the configuration again goes.
+    pub reloads: Arc<Reloads>,
     /// Where the process stands.
     pub lifecycle: Arc<Lifecycle>,
 }

@@ -15,7 +15,7 @@
 //! * what counts as a failure: [`outcome`].
 //!
 //! Every value that becomes a metric label or a branch is a closed enum: [`Target`],
-//! [`Reason`], [`Outcome`], [`FailureKind`].
+//! [`Reason`], [`Outcome`], [`FailureKind`], [`CodeClass`].
 
 pub mod analysis;
 pub mod breaker;
@@ -32,7 +32,8 @@ pub use decide::{
     Barriers, Decision, Facts, Reason, Refusal, Rules, SidecarAnswer, SidecarStatuses,
 };
 pub use outcome::{
-    CacheResult, FailureKind, FailureRule, Fallback, Outcome, SidecarResult, is_grpc_failure,
+    CacheResult, CodeClass, FailureKind, FailureRule, Fallback, Outcome, SidecarResult,
+    is_grpc_failure,
 };
 pub use weight::Weight;
 

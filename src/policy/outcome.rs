@@ -48,6 +48,70 @@ pub const fn is_grpc_failure(code: u32) -> bool {
     matches!(code, 2 | 4 | 13 | 14 | 15)
 }
 
+/// What kind of answer a client got: the closed set behind the `code_class` label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CodeClass {
+    /// 1xx: it has switched to another protocol.
+    Informational,
+    /// 2xx.
+    Success,
+    /// 3xx.
+    Redirection,
+    /// 4xx.
+    ClientError,
+    /// 5xx, and what is above, which no status may be (RFC 9110 section 15).
+    ServerError,
+    /// None: it left, or let us wait for too long, before there was one.
+    None,
+}
+
+impl CodeClass {
+    /// All of them, in the order of [`CodeClass::index`].
+    pub const ALL: [CodeClass; 6] = [
+        CodeClass::Informational,
+        CodeClass::Success,
+        CodeClass::Redirection,
+        CodeClass::ClientError,
+        CodeClass::ServerError,
+        CodeClass::None,
+    ];
+
+    /// The class of a status.
+    pub const fn of(status: u16) -> CodeClass {
+        match status {
+            0..200 => CodeClass::Informational,
+            200..300 => CodeClass::Success,
+            300..400 => CodeClass::Redirection,
+            400..500 => CodeClass::ClientError,
+            500.. => CodeClass::ServerError,
+        }
+    }
+
+    /// The value of the `code_class` label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            CodeClass::Informational => "1xx",
+            CodeClass::Success => "2xx",
+            CodeClass::Redirection => "3xx",
+            CodeClass::ClientError => "4xx",
+            CodeClass::ServerError => "5xx",
+            CodeClass::None => "none",
+        }
+    }
+
+    /// A dense index, for arrays with an element per class.
+    pub const fn index(self) -> usize {
+        match self {
+            CodeClass::Informational => 0,
+            CodeClass::Success => 1,
+            CodeClass::Redirection => 2,
+            CodeClass::ClientError => 3,
+            CodeClass::ServerError => 4,
+            CodeClass::None => 5,
+        }
+    }
+}
+
 /// What went wrong with an upstream: the closed set behind the `kind` label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FailureKind {

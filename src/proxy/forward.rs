@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     clock,
-    config::{Config, Replay, Upstream},
+    config::{Config, FixedAnswer, Replay, Upstream},
     policy::{FailureKind, Fallback, Target, breaker::Refused, is_grpc_failure},
     state::Permit,
 };
@@ -87,7 +87,6 @@ impl Exchange<'_> {
     /// Nobody gave a usable answer, and there is no static one.
     pub async fn run(self, body: RequestBody, record: Record) -> Result<Reply, RequestError> {
         let target = record.reason().target();
-        let fixed = self.config.fallback.fixed.as_ref();
         let tally = &self.client.worker().tally;
         let mut upload = Upload::new(body);
         if self.config.log.request_body && enabled!(Level::DEBUG) {
@@ -97,16 +96,18 @@ impl Exchange<'_> {
             Target::Main => self.to_main(upload, record).await,
             Target::Canary => self.to_canary(upload, record).await,
         };
-        match (answered, fixed) {
-            (Err(RequestError::Upstream(_) | RequestError::MainOpen(_)), Some(fixed)) => {
-                tally.fallback(match target {
-                    Target::Main => Fallback::MainStatic,
-                    Target::Canary => Fallback::CanaryStatic,
-                });
-                Ok(service::fixed(fixed))
-            }
-            (answered, _) => answered,
-        }
+        let error = match answered {
+            Ok(reply) => return Ok(reply),
+            Err(error) => error,
+        };
+        let Some(fixed) = self.instead_of(&error) else {
+            return Err(error);
+        };
+        tally.fallback(match target {
+            Target::Main => Fallback::MainStatic,
+            Target::Canary => Fallback::CanaryStatic,
+        });
+        Ok(service::fixed(fixed))
     }
 
     async fn to_main(
@@ -114,11 +115,13 @@ impl Exchange<'_> {
         upload: Box<Upload>,
         mut record: Record,
     ) -> Result<Reply, RequestError> {
-        let permit = self.permit_for_main().map_err(RequestError::MainOpen)?;
-        record.moved(permit);
+        match self.permit_for_main() {
+            Ok(permit) => record.moved(permit),
+            Err(refused) => return Err(self.give_up(RequestError::MainOpen(refused), record)),
+        }
         match self.send(Target::Main, upload, &mut record).await {
             Ok(answer) => self.pass_on(Target::Main, answer, record),
-            Err(unanswered) => Err(unanswered.error),
+            Err(unanswered) => Err(self.give_up(unanswered.error, record)),
         }
     }
 
@@ -169,7 +172,7 @@ impl Exchange<'_> {
                 };
                 match again {
                     Some((upload, permit)) => Box::pin(self.replay(upload, permit, record)).await,
-                    None => Err(error),
+                    None => Err(self.give_up(error, record)),
                 }
             }
         }
@@ -227,7 +230,7 @@ impl Exchange<'_> {
             }
             Err(unanswered) => {
                 record.fell_back(Fallback::ReplayFailed);
-                Err(unanswered.error)
+                Err(self.give_up(unanswered.error, record))
             }
         }
     }
@@ -281,6 +284,25 @@ impl Exchange<'_> {
         }
     }
 
+    /// No upstream answers: the request is over but for what the client is told instead.
+    fn give_up(&self, error: RequestError, mut record: Record) -> RequestError {
+        record.responds(match self.instead_of(&error) {
+            Some(fixed) => fixed.status,
+            None => error.status(),
+        });
+        error
+    }
+
+    /// What was configured for when nobody else can answer, if that is so.
+    fn instead_of(&self, error: &RequestError) -> Option<&FixedAnswer> {
+        match error {
+            RequestError::Upstream(_) | RequestError::MainOpen(_) => {
+                self.config.fallback.fixed.as_ref()
+            }
+            RequestError::Refused(_) | RequestError::Body(_) => None,
+        }
+    }
+
     fn pass_on(
         &self,
         target: Target,
@@ -308,9 +330,10 @@ impl Exchange<'_> {
                     "it answered 101, which nobody had asked for",
                 );
                 record.failed(target, &error);
-                return Err(error.into());
+                return Err(self.give_up(error.into(), record));
             };
             record.answered(target, &head);
+            record.responds(head.status);
             return Ok(Reply {
                 head,
                 body: Body::Text(Bytes::new()),
@@ -318,6 +341,7 @@ impl Exchange<'_> {
             });
         }
         headers::strip_hop_by_hop(&mut head.headers);
+        record.responds(head.status);
         let mut body = ResponseBody::new(call, target, record);
         if self.config.log.response_body && enabled!(Level::DEBUG) {
             body.logged();

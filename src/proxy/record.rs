@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     clock,
-    policy::{FailureRule, Fallback, Outcome, Reason, Target, is_grpc_failure},
+    policy::{CodeClass, FailureRule, Fallback, Outcome, Reason, Target, is_grpc_failure},
     state::{Permit, Snapshot, Trial},
 };
 
@@ -29,6 +29,8 @@ pub struct Record {
     worker: Rc<Worker>,
     reason: Reason,
     started: Instant,
+    /// What the client gets.
+    class: CodeClass,
     /// For the upstream that has the request at the moment.
     permit: Option<Permit>,
     /// When that upstream got it.
@@ -69,10 +71,12 @@ impl Record {
         started: Instant,
         permit: Option<Permit>,
     ) -> Self {
+        worker.tally.begun(reason.target());
         Record {
             worker,
             reason,
             started,
+            class: CodeClass::None,
             permit,
             sent: clock::recent(),
             connected: None,
@@ -101,6 +105,11 @@ impl Record {
     /// Why the request went where it went.
     pub fn reason(&self) -> Reason {
         self.reason
+    }
+
+    /// The client gets this status.
+    pub fn responds(&mut self, status: StatusCode) {
+        self.class = CodeClass::of(status.as_u16());
     }
 
     /// An upstream is being sent the request; how long it takes is counted from now. `is_whole` says that nothing of
@@ -309,7 +318,7 @@ impl Drop for Record {
             judged.left(now.saturating_duration_since(self.sent));
         }
         let latency = now.saturating_duration_since(self.started);
-        self.worker.tally.request(self.reason, latency);
+        self.worker.tally.request(self.reason, self.class, latency);
     }
 }
 

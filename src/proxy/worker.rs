@@ -279,8 +279,11 @@ pub struct Registration {
 impl Registration {
     /// For a connection of this worker's.
     pub fn new(worker: &Rc<Worker>, arrived: Arrived) -> Registration {
+        let mut connections = worker.connections.borrow_mut();
+        let key = connections.insert(arrived);
+        worker.tally.connections(connections.len());
         Registration {
-            key: worker.connections.borrow_mut().insert(arrived),
+            key,
             worker: Rc::clone(worker),
         }
     }
@@ -299,6 +302,7 @@ impl Drop for Registration {
     fn drop(&mut self) {
         let mut connections = self.worker.connections.borrow_mut();
         connections.remove(self.key);
+        self.worker.tally.connections(connections.len());
         if connections.is_empty() {
             self.worker.emptied.notify_one();
         }

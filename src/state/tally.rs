@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::sync::AtomicU64;
-use crate::policy::{CacheResult, FailureKind, Fallback, Reason, SidecarResult, Target};
+use crate::policy::{CacheResult, CodeClass, FailureKind, Fallback, Reason, SidecarResult, Target};
 
 /// Upper bounds of the latency buckets in microseconds, `+Inf` left out: 0, then eleven for each power of ten
 /// from 100 µs up, so that a quantile is known to a tenth or so. The original's bounds are among them.
@@ -42,6 +42,7 @@ pub const SIDECAR_BOUNDS_US: [u64; 13] = [
 ];
 
 const REASONS: usize = Reason::ALL.len();
+const CLASSES: usize = CodeClass::ALL.len();
 const TARGETS: usize = Target::ALL.len();
 const KINDS: usize = FailureKind::ALL.len();
 const FALLBACKS: usize = Fallback::ALL.len();
@@ -55,7 +56,8 @@ const SIDECAR_BUCKETS: usize = SIDECAR_BOUNDS_US.len() + 1;
 // Two cache lines, because x86 fetches them in pairs: no worker slows another one's counting.
 #[repr(align(128))]
 pub struct Tally {
-    requests: [AtomicU64; REASONS],
+    begun: [AtomicU64; TARGETS],
+    requests: [[AtomicU64; CLASSES]; REASONS],
     latency: [Latency<BUCKETS>; TARGETS],
     failures: [[AtomicU64; KINDS]; TARGETS],
     failed: [AtomicU64; TARGETS],
@@ -63,6 +65,7 @@ pub struct Tally {
     sidecar: Latency<SIDECAR_BUCKETS>,
     sidecar_results: [AtomicU64; SIDECAR_RESULTS],
     cache_results: [AtomicU64; CACHE_RESULTS],
+    connections: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -83,8 +86,10 @@ pub struct TallyWriter {
 /// A sum over tallies.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Totals {
-    /// Requests by [`Reason::index`].
-    pub requests: [u64; REASONS],
+    /// Requests that were decided, by [`Target::index`].
+    pub begun: [u64; TARGETS],
+    /// Requests that have ended, by [`Reason::index`] and [`CodeClass::index`].
+    pub requests: [[u64; CLASSES]; REASONS],
     /// Latencies by [`Target::index`].
     pub latency: [LatencyTotals<BUCKETS>; TARGETS],
     /// Upstream failures by [`Target::index`] and [`FailureKind::index`].
@@ -99,6 +104,8 @@ pub struct Totals {
     pub sidecar_results: [u64; SIDECAR_RESULTS],
     /// By [`CacheResult::index`].
     pub cache_results: [u64; CACHE_RESULTS],
+    /// Client connections at this moment.
+    pub connections: u64,
 }
 
 /// A latency distribution.
@@ -119,11 +126,28 @@ impl<const N: usize> Default for LatencyTotals<N> {
     }
 }
 
+impl Totals {
+    /// Requests that have ended, by why they went where they went.
+    pub fn ended(&self, reason: Reason) -> u64 {
+        self.requests[reason.index()].iter().sum()
+    }
+
+    /// Requests of a target that have not ended.
+    pub fn inflight(&self, target: Target) -> u64 {
+        let ended = Reason::ALL
+            .iter()
+            .filter(|reason| reason.target() == target)
+            .map(|reason| self.ended(*reason));
+        self.begun[target.index()].saturating_sub(ended.sum())
+    }
+}
+
 impl Tally {
     /// An empty tally and its only writer.
     pub fn new() -> (TallyWriter, Arc<Tally>) {
         let tally = Arc::new(Tally {
-            requests: zeroes(),
+            begun: zeroes(),
+            requests: std::array::from_fn(|_| zeroes()),
             latency: std::array::from_fn(|_| Latency::new()),
             failures: std::array::from_fn(|_| zeroes()),
             failed: zeroes(),
@@ -131,6 +155,7 @@ impl Tally {
             sidecar: Latency::new(),
             sidecar_results: zeroes(),
             cache_results: zeroes(),
+            connections: AtomicU64::new(0),
         });
         (
             TallyWriter {
@@ -144,7 +169,11 @@ impl Tally {
     /// Adds this tally's counts to `totals`. Each count is exact and never goes back; together they
     /// are as consistent as counts can be that go on while they are read.
     pub fn add_to(&self, totals: &mut Totals) {
-        add_each(&self.requests, &mut totals.requests);
+        // Those that have ended first: no request is to have ended before it began.
+        for (requests, total) in self.requests.iter().zip(&mut totals.requests) {
+            add_each(requests, total);
+        }
+        add_each(&self.begun, &mut totals.begun);
         for (latency, total) in self.latency.iter().zip(&mut totals.latency) {
             latency.add_to(total);
         }
@@ -156,6 +185,7 @@ impl Tally {
         self.sidecar.add_to(&mut totals.sidecar);
         add_each(&self.sidecar_results, &mut totals.sidecar_results);
         add_each(&self.cache_results, &mut totals.cache_results);
+        totals.connections += read(&self.connections);
     }
 }
 
@@ -182,9 +212,15 @@ impl<const N: usize> Latency<N> {
 }
 
 impl TallyWriter {
-    /// A request has ended: its response's last byte was handed over, or it broke off.
-    pub fn request(&self, reason: Reason, latency: Duration) {
-        add(&self.tally.requests[reason.index()], 1);
+    /// A request was decided.
+    pub fn begun(&self, target: Target) {
+        add(&self.tally.begun[target.index()], 1);
+    }
+
+    /// A request that had [`begun`](TallyWriter::begun) has ended: its response's last byte was handed over, or it
+    /// broke off.
+    pub fn request(&self, reason: Reason, class: CodeClass, latency: Duration) {
+        add(&self.tally.requests[reason.index()][class.index()], 1);
         self.tally.latency[reason.target().index()].record(latency, &LATENCY_BOUNDS_US);
     }
 
@@ -214,6 +250,14 @@ impl TallyWriter {
     /// The sidecar's cache was looked into.
     pub fn cache(&self, result: CacheResult) {
         add(&self.tally.cache_results[result.index()], 1);
+    }
+
+    /// There are so many client connections now.
+    pub fn connections(&self, count: usize) {
+        // Relaxed, as all counts.
+        self.tally
+            .connections
+            .store(count as u64, Ordering::Relaxed);
     }
 }
 
@@ -248,9 +292,21 @@ mod tests {
     fn two_workers_add_up() {
         let (one, first) = Tally::new();
         let (two, second) = Tally::new();
-        one.request(Reason::HeaderTrue, Duration::from_millis(30));
-        two.request(Reason::HeaderTrue, Duration::from_millis(5));
-        two.request(Reason::NoSidecar, Duration::from_secs(7));
+        let good = CodeClass::Success;
+        for begun in [&one, &one, &two] {
+            begun.begun(Target::Canary);
+        }
+        two.begun(Target::Main);
+        one.request(Reason::HeaderTrue, good, Duration::from_millis(30));
+        two.request(
+            Reason::HeaderTrue,
+            CodeClass::None,
+            Duration::from_millis(5),
+        );
+        two.request(Reason::NoSidecar, good, Duration::from_secs(7));
+        one.connections(3);
+        one.connections(2);
+        two.connections(5);
         two.failure(Target::Canary, FailureKind::Reset);
         one.failed(Target::Canary);
         two.failed(Target::Canary);
@@ -261,8 +317,14 @@ mod tests {
         let mut totals = Totals::default();
         first.add_to(&mut totals);
         second.add_to(&mut totals);
-        assert_eq!(totals.requests[Reason::HeaderTrue.index()], 2);
-        assert_eq!(totals.requests[Reason::NoSidecar.index()], 1);
+        assert_eq!(
+            totals.requests[Reason::HeaderTrue.index()],
+            [0, 1, 0, 0, 0, 1]
+        );
+        assert_eq!(totals.ended(Reason::HeaderTrue), 2);
+        assert_eq!(totals.ended(Reason::NoSidecar), 1);
+        assert_eq!(Target::ALL.map(|target| totals.inflight(target)), [0, 1]);
+        assert_eq!(totals.connections, 7);
         let canary = totals.latency[Target::Canary.index()];
         let bucket = |us: u64| canary.buckets[LATENCY_BOUNDS_US.partition_point(|b| *b < us)];
         assert_eq!(
@@ -285,7 +347,11 @@ mod tests {
         assert!(LATENCY_BOUNDS_US.is_sorted_by(|a, b| a < b));
         assert_eq!(LATENCY_BOUNDS_US[66], 80_000_000);
         for bound in LATENCY_BOUNDS_US {
-            writer.request(Reason::NoSidecar, Duration::from_micros(bound));
+            writer.request(
+                Reason::NoSidecar,
+                CodeClass::Success,
+                Duration::from_micros(bound),
+            );
         }
         let mut totals = Totals::default();
         tally.add_to(&mut totals);

@@ -94,6 +94,16 @@ async fn a_renewed_certificate_is_shown_after_sighup_and_a_broken_one_changes_no
             .any(|line| line["msg"].as_str().unwrap().contains(text))
     };
     eventually(|| says("the certificates stay as they were")).await;
+    let metrics = Metrics(get(program.instrumentation, "/metrics", "").await.text());
+    let reloads = |result| {
+        metrics.value(&format!(
+            "canary_router_config_reloads_total{{result=\"{result}\"}}"
+        ))
+    };
+    assert_eq!((reloads("succeeded"), reloads("failed")), (1.0, 1.0));
+    let read = metrics.value("canary_router_config_last_reload_success_timestamp_seconds");
+    let started = metrics.value("process_start_time_seconds");
+    assert!(read >= started, "{read} {started}");
     let mut other = trusting(&second, program.address).await.unwrap();
     assert!(ask(&mut other).await.starts_with("HTTP/1.1 200"));
 }

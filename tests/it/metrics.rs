@@ -275,6 +275,107 @@ async fn a_request_that_no_upstream_answers_is_counted_too() {
     router.counts(&latency("count", "main", ""), 1.0).await;
 }
 
+fn requests(target: &str, reason: &str, class: &str) -> String {
+    format!(
+        "canary_router_requests_total{{code_class=\"{class}\",reason=\"{reason}\",target=\"{target}\"}}"
+    )
+}
+
+#[tokio::test]
+async fn what_clients_got_is_there_for_each_reason_at_the_first_scrape() {
+    let router = router_to("http://127.0.0.1:9");
+    let metrics = router.metrics().await;
+    for (reason, target) in REASONS {
+        for class in ["1xx", "2xx", "3xx", "4xx", "5xx", "none"] {
+            assert_eq!(metrics.value(&requests(target, reason, class)), 0.0);
+        }
+    }
+    let series = family(&metrics.0, "canary_router_requests_total");
+    assert_eq!(series.len(), 2 + 18 * 6);
+}
+
+#[tokio::test]
+async fn a_request_is_counted_by_what_its_client_got() {
+    let upstream = Upstream::start(|request| match request.target() {
+        "/reset" => vec![Step::Reset],
+        "/hang" => vec![Step::Hang],
+        target => answer(target[1..].parse().unwrap(), "", ""),
+    })
+    .await;
+    let fixed = json!({"fallback": {"static": {"status": 200, "body": "sorry"}}});
+    for (config, broken) in [(json!({}), "5xx"), (fixed, "2xx")] {
+        let router = router_with(&upstream.url(), config);
+        for path in ["/200", "/204", "/304", "/404", "/500", "/599", "/reset"] {
+            get(router.address, path, "").await;
+        }
+        let mut client = Client::connect(router.address).await;
+        client.send("GET /hang HTTP/1.1\r\nhost: h\r\n\r\n").await;
+        let inflight = "canary_router_inflight_requests{target=\"main\"}";
+        router.counts(inflight, 1.0).await;
+        drop(client);
+        for (class, expected) in [
+            ("1xx", 0),
+            ("2xx", 2),
+            ("3xx", 1),
+            ("4xx", 1),
+            ("5xx", 2),
+            ("none", 1),
+        ] {
+            let expected = expected + i32::from(class == broken);
+            router
+                .counts(&requests("main", "", class), expected.into())
+                .await;
+        }
+        router.counts(inflight, 0.0).await;
+        let metrics = router.metrics().await;
+        let count = "canary_router_request_count{reason=\"\",target=\"main\"}";
+        assert_eq!(metrics.value(count), 8.0);
+        let durations = "canary_router_request_duration_seconds_count{target=\"main\"}";
+        assert_eq!(metrics.value(durations), 8.0);
+    }
+}
+
+#[tokio::test]
+async fn durations_are_in_seconds_and_in_the_right_bucket() {
+    let upstream = Upstream::start(|_| {
+        let mut steps = vec![Step::Pause(Duration::from_millis(120))];
+        steps.extend(answer(200, "", ""));
+        steps
+    })
+    .await;
+    let router = router_to(&upstream.url());
+    get(router.address, "/", "").await;
+    let duration = |part: &str, le: &str| {
+        format!("canary_router_request_duration_seconds_{part}{{target=\"main\"{le}}}")
+    };
+    router.counts(&duration("count", ""), 1.0).await;
+    let metrics = router.metrics().await;
+    let sum = metrics.value(&duration("sum", ""));
+    assert!((0.12..60.0).contains(&sum), "{sum}");
+    for le in ["0.001", "0.1", "0.25", "1", "60", "+Inf"] {
+        let bound = le.parse().unwrap_or(f64::INFINITY);
+        let counted = metrics.value(&duration("bucket", &format!(",le=\"{le}\"")));
+        assert_eq!(counted, f64::from(u8::from(sum <= bound)), "{le}: {sum}");
+    }
+}
+
+#[tokio::test]
+async fn client_connections_are_counted_while_they_are_there() {
+    let upstream = Upstream::named("up", 200).await;
+    let router = router_to(&upstream.url());
+    let connections = "canary_router_connections";
+    router.counts(connections, 0.0).await;
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        clients.push(Client::connect(router.address).await);
+    }
+    router.counts(connections, 5.0).await;
+    clients.truncate(2);
+    router.counts(connections, 2.0).await;
+    drop(clients);
+    router.counts(connections, 0.0).await;
+}
+
 #[tokio::test]
 async fn reasons_are_a_closed_set_whatever_the_sidecar_says() {
     let upstream = Upstream::named("up", 200).await;

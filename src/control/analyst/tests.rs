@@ -3,7 +3,10 @@ use serde_json::json;
 use super::*;
 use crate::{
     policy::{Target, rollout::Phase},
-    state::{Admission, Lifecycle, Tally, Trial, TrialsWriter, admission::Terms, snapshot::Reader},
+    state::{
+        Admission, Lifecycle, Reloads, Tally, Trial, TrialsWriter, admission::Terms,
+        snapshot::Reader,
+    },
 };
 
 /// An analyst and the only worker, without threads: the tests say who looks when.
@@ -42,6 +45,7 @@ impl Rig {
             opening,
             keeping: None,
             durability: None,
+            reloads: Arc::new(Reloads::new(SystemTime::UNIX_EPOCH)),
             lifecycle: Arc::new(Lifecycle::default()),
         };
         Rig {
