@@ -28,7 +28,15 @@ pub fn status(status: &Value) -> String {
             limits(&status["limits"])
         ),
     ];
-    for line in lines {
+    let [title, rest @ ..] = lines;
+    put(&mut page, &title);
+    // Routers of before have none.
+    if let Some(summary) = status["summary"]["text"].as_str() {
+        let level = text(&status["summary"]["level"]);
+        let line = format!("verdict   {level}: {}", harmless(summary));
+        put(&mut page, &line);
+    }
+    for line in rest {
         put(&mut page, &line);
     }
     if status["state"]["written"] == false {
@@ -142,14 +150,16 @@ fn breakers(breakers: &Value) -> String {
 
 /// `errors 12 left, requests unlimited`
 fn limits(limits: &Value) -> String {
-    let left = |name: &str| match &limits[name] {
-        Value::Null if limits.get(name).is_some() => "unlimited".to_owned(),
-        remaining => match remaining.as_u64() {
-            Some(remaining) => format!("{remaining} left"),
-            None => UNKNOWN.to_owned(),
-        },
+    let left = |what: &str| {
+        let (name, limit) = (format!("{what}_remaining"), format!("{what}_limit"));
+        match (limits[&name].as_u64(), limits[&limit].as_u64()) {
+            (Some(remaining), Some(limit)) => format!("{remaining} of {limit} left"),
+            (Some(remaining), None) => format!("{remaining} left"),
+            (None, _) if limits.get(&name).is_some_and(Value::is_null) => "unlimited".to_owned(),
+            (None, _) => UNKNOWN.to_owned(),
+        }
     };
-    let (errors, requests) = (left("errors_remaining"), left("requests_remaining"));
+    let (errors, requests) = (left("errors"), left("requests"));
     format!("errors {errors}, requests {requests}")
 }
 

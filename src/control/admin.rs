@@ -1,13 +1,24 @@
-//! The instrumentation port: metrics, health, status, and what an operator can change.
+//! The instrumentation port: dashboard, metrics, health, status, and what an operator can change.
 
-use std::{cell::RefCell, convert::Infallible, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    convert::Infallible,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE},
+    header::{
+        ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
+        WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    },
 };
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{
+    BodyExt, Full, LengthLimitError, Limited, StreamBody, combinators::UnsyncBoxBody,
+};
 use hyper::body::{Body, Incoming};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
@@ -16,9 +27,12 @@ use tracing::info;
 use super::{
     Control,
     analyst::Analyst,
+    dashboard::PAGE,
+    events::{Events, Now},
     guard::{Forbidden, Guard},
+    history::Row,
     metrics::Exposition,
-    minute::Minute,
+    minute::{Minute, Second},
     readiness::Readiness,
     status,
     weights::{Form, Problem},
@@ -50,11 +64,17 @@ pub struct Admin {
     progress: Arc<SharedProgress>,
     analyst: Rc<RefCell<Analyst>>,
     minute: Rc<RefCell<Minute>>,
+    events: Events,
 }
+
+/// An answer.
+type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 /// What there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Route {
+    Dashboard,
+    Events,
     Metrics,
     Live,
     Ready,
@@ -67,7 +87,9 @@ enum Route {
 }
 
 /// Where that is, and how it is asked for.
-const ROUTES: [(&str, &str, Route); 14] = [
+const ROUTES: [(&str, &str, Route); 16] = [
+    ("GET", "/", Route::Dashboard),
+    ("GET", "/events", Route::Events),
     ("GET", "/metrics", Route::Metrics),
     ("GET", "/health/live", Route::Live),
     ("GET", "/health/ready", Route::Ready),
@@ -98,7 +120,7 @@ impl Error {
         }
     }
 
-    fn answer(self) -> Response<Full<Bytes>> {
+    fn answer(self) -> Answer {
         json_response(self.status, &json!({"error": self.text}))
     }
 }
@@ -122,6 +144,7 @@ impl Admin {
             progress: Arc::clone(&control.progress),
             analyst,
             minute,
+            events: Events::default(),
         })
     }
 
@@ -129,10 +152,7 @@ impl Admin {
     ///
     /// # Errors
     /// None; every request has an answer.
-    pub async fn answer(
-        &self,
-        request: Request<Incoming>,
-    ) -> Result<Response<Full<Bytes>>, Infallible> {
+    pub async fn answer(&self, request: Request<Incoming>) -> Result<Answer, Infallible> {
         let path = request.uri().path();
         let Some((method, _, route)) = ROUTES.iter().find(|(_, known, _)| *known == path) else {
             let known: Vec<&str> = ROUTES.iter().map(|(_, path, _)| *path).collect();
@@ -152,6 +172,8 @@ impl Admin {
             return Ok(response);
         }
         Ok(match route {
+            Route::Dashboard => dashboard(),
+            Route::Events => self.events(),
             Route::Metrics => self.metrics(),
             Route::Live => json_response(StatusCode::OK, &json!({"status": "live"})),
             Route::Ready => self.ready().await,
@@ -196,9 +218,13 @@ impl Admin {
                 self.written(kept).await;
                 Ok(())
             }
-            Route::Metrics | Route::Live | Route::Ready | Route::Status | Route::Decisions => {
-                Ok(())
-            }
+            Route::Dashboard
+            | Route::Events
+            | Route::Metrics
+            | Route::Live
+            | Route::Ready
+            | Route::Status
+            | Route::Decisions => Ok(()),
         }
     }
 
@@ -239,7 +265,39 @@ impl Admin {
         )
     }
 
-    fn metrics(&self) -> Response<Full<Bytes>> {
+    /// A second is over, in which the targets did that: whoever watches is told.
+    pub fn second(&self, targets: [Second; Target::ALL.len()], uptime: Duration) {
+        let row = {
+            let analyst = self.analyst.borrow();
+            Row {
+                uptime,
+                weight: analyst.rollout().position.weight,
+                evidence: status::shown_strength(&analyst).map(|strength| strength.overall),
+                targets,
+            }
+        };
+        self.events.second(row, || self.now());
+    }
+
+    fn now(&self) -> Now {
+        let wall = clock::wall().duration_since(UNIX_EPOCH);
+        Now {
+            wall: wall.unwrap_or_default().as_millis() as u64,
+            uptime: clock::uptime().as_secs_f64(),
+            status: status::in_short(self.status()),
+        }
+    }
+
+    fn events(&self) -> Answer {
+        let Some(events) = self.events.watch(self.guard.who(), self.now()) else {
+            let text = "too many watch already: close a dashboard, or read /status now and then";
+            return Error::new(StatusCode::SERVICE_UNAVAILABLE, text).answer();
+        };
+        let body = StreamBody::new(events).boxed_unsync();
+        of_type("text/event-stream", body)
+    }
+
+    fn metrics(&self) -> Answer {
         match self.exposition.text(&self.analyst.borrow()) {
             Ok(text) => respond(StatusCode::OK, prometheus::TEXT_FORMAT, text),
             Err(failure) => {
@@ -248,7 +306,7 @@ impl Admin {
         }
     }
 
-    async fn ready(&self) -> Response<Full<Bytes>> {
+    async fn ready(&self) -> Answer {
         let report = self.readiness.report().await;
         let status = match report.ready {
             true => StatusCode::OK,
@@ -315,7 +373,7 @@ fn explain(refused: Refused, phase: Phase) -> String {
     }
 }
 
-fn refuse(forbidden: Forbidden) -> Response<Full<Bytes>> {
+fn refuse(forbidden: Forbidden) -> Answer {
     let status = forbidden.status();
     let mut response = Error::new(status, forbidden.text()).answer();
     if status == StatusCode::UNAUTHORIZED {
@@ -330,13 +388,33 @@ fn refuse(forbidden: Forbidden) -> Response<Full<Bytes>> {
     response
 }
 
-fn json_response(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
+fn dashboard() -> Answer {
+    let mut response = respond(
+        StatusCode::OK,
+        "text/html; charset=utf-8",
+        PAGE.html.clone(),
+    );
+    let headers = response.headers_mut();
+    if let Ok(policy) = HeaderValue::from_str(&PAGE.policy) {
+        headers.insert(CONTENT_SECURITY_POLICY, policy);
+    }
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    response
+}
+
+fn json_response(status: StatusCode, body: &Value) -> Answer {
     respond(status, "application/json", format!("{body}\n"))
 }
 
-fn respond(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+fn respond(status: StatusCode, content_type: &'static str, body: String) -> Answer {
+    let mut response = of_type(content_type, Full::new(Bytes::from(body)).boxed_unsync());
     *response.status_mut() = status;
+    response
+}
+
+fn of_type(content_type: &'static str, body: UnsyncBoxBody<Bytes, Infallible>) -> Answer {
+    let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

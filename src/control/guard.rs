@@ -91,6 +91,16 @@ impl Guard {
         }
     }
 
+    /// Who may change anything, in a word: everybody on this machine (`open`), who has the token (`token`), or
+    /// nobody (`closed`).
+    pub fn who(&self) -> &'static str {
+        match (&self.token, self.is_loopback) {
+            (Some(_), _) => "token",
+            (None, true) => "open",
+            (None, false) => "closed",
+        }
+    }
+
     /// # Errors
     /// It may not.
     pub fn check(&self, headers: &HeaderMap) -> Result<(), Forbidden> {

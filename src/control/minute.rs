@@ -1,4 +1,4 @@
-//! What both targets did in the last minute.
+//! What both targets did in the last minute, and in each second of it.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -13,12 +13,16 @@ use crate::{
 /// How far back it looks, in seconds.
 const SECONDS: usize = 60;
 const SECOND: Duration = Duration::from_secs(1);
+/// The quantiles of a second are those of so many up to it: of one alone they would be noise.
+const SMOOTHED: usize = 10;
 
 /// Keeps the totals of each second.
 pub struct Minute {
     tallies: Vec<Arc<Tally>>,
     /// With the moment that they are of, oldest first.
     kept: VecDeque<(Duration, Totals)>,
+    /// When the next second is over.
+    next: Duration,
 }
 
 /// One target in the last minute.
@@ -35,28 +39,67 @@ pub struct Recent {
     pub quantiles: [Option<f64>; 3],
 }
 
+/// One target in one second.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Second {
+    /// Requests that were for it and have ended.
+    pub requests: u64,
+    /// Requests that it answered with a 5xx, or did not answer to the end.
+    pub failures: u64,
+    /// The latency that half of the last ten seconds' requests did not exceed, in seconds; `None` without
+    /// requests.
+    pub p50: Option<f64>,
+    /// And ninety-nine in a hundred.
+    pub p99: Option<f64>,
+}
+
 impl Minute {
     /// From now on.
     pub fn new(tallies: Vec<Arc<Tally>>, now: Duration) -> Minute {
         let mut minute = Minute {
             tallies,
             kept: VecDeque::with_capacity(SECONDS + 1),
+            next: now + SECOND,
         };
         minute.kept.push_back((now, minute.totals()));
         minute
     }
 
-    /// To be called several times a second.
-    pub fn look(&mut self, now: Duration) {
-        if self
-            .kept
-            .back()
-            .is_none_or(|(then, _)| now.saturating_sub(*then) >= SECOND)
-        {
-            self.kept.push_back((now, self.totals()));
-            while self.kept.len() > SECONDS + 1 {
-                self.kept.pop_front();
-            }
+    /// To be called several times a second. When a second is over: what the targets did in it, by
+    /// [`Target::index`].
+    pub fn look(&mut self, now: Duration) -> Option<[Second; Target::ALL.len()]> {
+        if now < self.next {
+            return None;
+        }
+        // Looks come late by a bit; the seconds do not add that up. What was missed is not made up for.
+        self.next = match now - self.next < SECOND {
+            true => self.next + SECOND,
+            false => now + SECOND,
+        };
+        self.kept.push_back((now, self.totals()));
+        while self.kept.len() > SECONDS + 1 {
+            self.kept.pop_front();
+        }
+        Some(Target::ALL.map(|target| self.second(target)))
+    }
+
+    /// The one that is over.
+    fn second(&self, target: Target) -> Second {
+        let of = target.index();
+        let back = |seconds: usize| {
+            let last = self.kept.len().saturating_sub(1);
+            self.kept.get(last.saturating_sub(seconds))
+        };
+        let (Some((_, new)), Some((_, old)), Some((_, older))) = (back(0), back(1), back(SMOOTHED))
+        else {
+            return Second::default();
+        };
+        let smoothed = between(new, older, target);
+        Second {
+            requests: between(new, old, target).iter().sum(),
+            failures: new.failed[of] - old.failed[of],
+            p50: quantile(&smoothed, 0.5),
+            p99: quantile(&smoothed, 0.99),
         }
     }
 
@@ -74,13 +117,7 @@ impl Minute {
         let (since, before) = self.kept.front().cloned().unwrap_or_default();
         let totals = self.totals();
         let of = target.index();
-        let (latency, old) = (&totals.latency[of], &before.latency[of]);
-        let counts: Vec<u64> = latency
-            .buckets
-            .iter()
-            .zip(old.buckets)
-            .map(|(new, old)| new - old)
-            .collect();
+        let counts = between(&totals, &before, target);
         let requests = counts.iter().sum();
         let passed = now.saturating_sub(since).as_secs_f64().max(1.0);
         Recent {
@@ -90,6 +127,12 @@ impl Minute {
             quantiles: [0.5, 0.9, 0.99].map(|share| quantile(&counts, share)),
         }
     }
+}
+
+/// How many latencies have fallen into each bucket meanwhile.
+fn between(new: &Totals, old: &Totals, target: Target) -> Vec<u64> {
+    let [new, old] = [new, old].map(|totals| totals.latency[target.index()].buckets);
+    new.iter().zip(old).map(|(new, old)| new - old).collect()
 }
 
 /// In seconds, between the bounds of its bucket in proportion.
@@ -140,6 +183,39 @@ mod tests {
         assert!((recent.rate - 1.0).abs() < 1e-9);
         let canary = minute.recent(Target::Canary, SECOND * 100);
         assert_eq!((canary.requests, canary.quantiles), (0, [None; 3]));
+    }
+
+    #[test]
+    fn a_second_has_its_own_counts_and_the_quantiles_of_ten() {
+        let (writer, tally) = Tally::new();
+        let mut minute = Minute::new(vec![tally], Duration::ZERO);
+        for _ in 0..100 {
+            writer.request(Reason::NoSidecar, CodeClass::Success, 900 * MS);
+        }
+        writer.failed(Target::Main);
+        assert_eq!(minute.look(SECOND / 2), None);
+        let [main, canary] = minute.look(SECOND).unwrap();
+        assert_eq!((main.requests, main.failures), (100, 1));
+        assert_eq!(canary, Second::default());
+        for second in 2..=11 {
+            writer.request(Reason::NoSidecar, CodeClass::Success, 30 * MS);
+            let [main, _] = minute.look(SECOND * second).unwrap();
+            assert_eq!((main.requests, main.failures), (1, 0));
+            let has_old = second <= 10;
+            assert_eq!(main.p50.unwrap() > 0.5, has_old, "{second}");
+            assert_eq!(main.p99.unwrap() > 0.5, has_old, "{second}");
+        }
+    }
+
+    #[test]
+    fn seconds_do_not_add_up_how_late_they_are_looked_at() {
+        let mut minute = Minute::new(vec![Tally::new().1], Duration::ZERO);
+        let looks = (1..=500).map(|look| 210 * MS * look);
+        let seconds = looks.filter(|now| minute.look(*now).is_some()).count();
+        assert_eq!(seconds, 105);
+        // A machine that has slept is not asked for each second of it.
+        assert!(minute.look(SECOND * 1_000).is_some());
+        assert!(minute.look(SECOND * 1_000 + 200 * MS).is_none());
     }
 
     #[test]

@@ -3,14 +3,18 @@
 
 pub mod admin;
 pub mod analyst;
+pub mod dashboard;
 pub mod decisions;
+pub mod events;
 pub mod guard;
+pub mod history;
 pub mod impatient;
 pub mod keeper;
 pub mod metrics;
 pub mod minute;
 pub mod readiness;
 pub mod status;
+pub mod summary;
 pub mod weights;
 
 use std::{
@@ -34,9 +38,16 @@ use tokio::{
 };
 use tracing::{debug, error};
 
-use self::{analyst::Analyst, guard::Guard, impatient::Impatient, minute::Minute};
+use self::{
+    admin::Admin,
+    analyst::Analyst,
+    guard::Guard,
+    impatient::Impatient,
+    minute::{Minute, Second},
+};
 use crate::{
     clock,
+    policy::Target,
     state::{
         Admission, Durability, Lifecycle, Progress, Published, Reloads, Seen, SharedProgress,
         Tally, Trials,
@@ -99,9 +110,13 @@ async fn serve(
     let now = clock::uptime();
     let minute = Rc::new(RefCell::new(Minute::new(control.tallies.clone(), now)));
     let analyst = Rc::new(RefCell::new(Analyst::new(&control, now)));
-    let admin = admin::Admin::new(&control, guard, Rc::clone(&analyst), Rc::clone(&minute));
+    let admin = Admin::new(&control, guard, Rc::clone(&analyst), Rc::clone(&minute));
     let admin = Rc::new(admin.map_err(io::Error::other)?);
-    spawn_local(look(Rc::clone(&analyst), Rc::clone(&minute)));
+    spawn_local(look(
+        Rc::clone(&analyst),
+        Rc::clone(&minute),
+        Rc::clone(&admin),
+    ));
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let next = async {
@@ -143,24 +158,29 @@ async fn serve(
 }
 
 /// Looks at what the workers saw, for as long as this thread runs.
-async fn look(analyst: Rc<RefCell<Analyst>>, minute: Rc<RefCell<Minute>>) {
+async fn look(analyst: Rc<RefCell<Analyst>>, minute: Rc<RefCell<Minute>>, admin: Rc<Admin>) {
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         looks.tick().await;
-        look_once(&mut analyst.borrow_mut(), &mut minute.borrow_mut());
+        let second = look_once(&mut analyst.borrow_mut(), &mut minute.borrow_mut());
+        if let Some(second) = second {
+            admin.second(second, clock::uptime());
+        }
     }
 }
 
-fn look_once(analyst: &mut Analyst, minute: &mut Minute) {
+/// What the targets did in the last second, where one is over.
+fn look_once(analyst: &mut Analyst, minute: &mut Minute) -> Option<[Second; Target::ALL.len()]> {
     let (now, wall) = (clock::uptime(), clock::wall());
     // They hold no more than counts; whatever they have left half done, the canary gets nothing after it.
     let looked = catch_unwind(AssertUnwindSafe(|| {
-        minute.look(now);
         analyst.look(now, wall);
+        minute.look(now)
     }));
-    if looked.is_err() {
+    looked.unwrap_or_else(|_| {
         error!("the judge has panicked: this is a bug of canary-router, please report it");
         analyst.failed(now, wall);
-    }
+        None
+    })
 }

@@ -5,12 +5,13 @@ use serde_json::{Value, json};
 use super::{
     analyst::Analyst,
     decisions::{self, percent},
-    minute::Minute,
+    minute::{Minute, Recent},
     readiness::StateFile,
+    summary::{Facts, summary},
 };
 use crate::{
     VERSION, clock,
-    policy::{Target, breaker::State},
+    policy::{Target, analysis::Strength, breaker::State},
     state::{Admission, Gate, Snapshot},
 };
 
@@ -29,26 +30,53 @@ pub fn status(
     let remaining = admission.remaining();
     let state = |gate: Option<&Gate>| {
         gate.map_or(State::Closed, |gate| gate.with(|breaker| breaker.state()))
-            .label()
     };
+    let breakers = Target::ALL.map(|target| state(admission.gate(target)));
+    let sidecar = state(Some(admission.sidecar()));
+    let uptime = clock::uptime();
+    let totals = minute.totals();
+    let recent = Target::ALL.map(|target| minute.recent(target, uptime));
+    let inflight = Target::ALL.map(|target| totals.inflight(target));
+    let rollout = analyst.rollout();
+    let (level, text) = summary(&Facts {
+        phase: rollout.position.phase,
+        weight: snapshot.split.weight,
+        dry_run: config
+            .rollout
+            .as_ref()
+            .is_some_and(|rollout| rollout.settings.dry_run),
+        strength: shown_strength(analyst),
+        last: analyst.decisions().front().and_then(|decision| {
+            let is_by_operator = decision["by"] == "operator";
+            Some((is_by_operator, decision["text"].as_str()?))
+        }),
+        breakers,
+        sidecar,
+        requests_left: remaining.requests,
+        errors_left: remaining.errors,
+        recent,
+    });
     let decisions: Vec<&Value> = analyst.decisions().iter().take(DECISIONS).collect();
     json!({
         "version": VERSION,
-        "uptime_seconds": clock::uptime().as_secs_f64(),
+        "uptime_seconds": uptime.as_secs_f64(),
+        "summary": {"level": level.label(), "text": text},
         "targets": {
-            "main": target(&config.effective["main-target"], Target::Main, minute),
-            "canary": target(&config.effective["canary-target"], Target::Canary, minute),
+            "main": target(&config.effective["main-target"], recent[0], inflight[0]),
+            "canary": target(&config.effective["canary-target"], recent[1], inflight[1]),
         },
         "weight": percent(snapshot.split.weight),
-        "rollout": rollout(snapshot, analyst),
+        "rollout": self::rollout(snapshot, analyst),
         "breakers": {
-            "canary": state(admission.gate(Target::Canary)),
-            "main": state(admission.gate(Target::Main)),
-            "sidecar": state(Some(admission.sidecar())),
+            "canary": breakers[Target::Canary.index()].label(),
+            "main": breakers[Target::Main.index()].label(),
+            "sidecar": sidecar.label(),
         },
         "limits": {
             "requests_remaining": remaining.requests,
             "errors_remaining": remaining.errors,
+            "requests_limit": config.limits.requests,
+            "errors_limit": config.limits.errors,
         },
         "state": state_file.map(|file| file.to_json()),
         "evidence": evidence(analyst),
@@ -56,9 +84,17 @@ pub fn status(
     })
 }
 
+/// The same without what decisions were made of, which is much, and is told by `/decisions`.
+pub fn in_short(mut status: Value) -> Value {
+    let decisions = status["decisions"].as_array_mut();
+    for decision in decisions.into_iter().flatten() {
+        decision["figures"] = Value::Null;
+    }
+    status
+}
+
 /// `url` is as the log shows it.
-fn target(url: &Value, target: Target, minute: &Minute) -> Value {
-    let recent = minute.recent(target, clock::uptime());
+fn target(url: &Value, recent: Recent, inflight: u64) -> Value {
     let [p50, p90, p99] = recent.quantiles;
     let ratio = (recent.requests > 0).then(|| recent.failures as f64 / recent.requests as f64);
     json!({
@@ -68,6 +104,7 @@ fn target(url: &Value, target: Target, minute: &Minute) -> Value {
         "requests_per_second": recent.rate,
         "failure_ratio": ratio,
         "latency_seconds": {"p50": p50, "p90": p90, "p99": p99},
+        "inflight": inflight,
     })
 }
 
@@ -96,13 +133,16 @@ fn rollout(snapshot: &Snapshot, analyst: &Analyst) -> Value {
     })
 }
 
-/// Of the rollout that is under way, or was the last; `null` where nothing was counted.
+/// What the judge says of the rollout that is under way, or was the last; `None` where nothing was counted.
+pub fn shown_strength(analyst: &Analyst) -> Option<&Strength> {
+    let is_empty = analyst.evidence().accounts().is_empty();
+    let strength = analyst.strength();
+    strength.filter(|_| !is_empty || analyst.rollout().position.phase.is_under_way())
+}
+
 fn evidence(analyst: &Analyst) -> Value {
     let accounts = analyst.evidence().accounts();
-    let Some(strength) = analyst
-        .strength()
-        .filter(|_| !accounts.is_empty() || analyst.rollout().position.phase.is_under_way())
-    else {
+    let Some(strength) = shown_strength(analyst) else {
         return Value::Null;
     };
     let sum = |target: Target, of: fn(&crate::policy::analysis::Counts) -> [u64; 2]| -> u64 {

@@ -166,7 +166,7 @@ async fn who_resets_the_limits_lets_the_canary_have_requests_again() {
         let status = router.change("POST", "/limits/reset", "").await;
         assert_eq!(
             status["limits"],
-            json!({"requests_remaining": 4, "errors_remaining": 3})
+            json!({"requests_remaining": 4, "errors_remaining": 3, "requests_limit": 4, "errors_limit": 3})
         );
     }
     pair.is_healthy(false);
@@ -205,7 +205,7 @@ async fn a_reset_survives_a_stop_and_a_kill() {
         let status = home.change("POST", "/limits/reset", "").await;
         assert_eq!(
             status["limits"],
-            json!({"requests_remaining": 6, "errors_remaining": 3})
+            json!({"requests_remaining": 6, "errors_remaining": 3, "requests_limit": 6, "errors_limit": 3})
         );
         match kill {
             true => process.kill(),
@@ -268,7 +268,7 @@ async fn the_command_line_moves_a_router_that_runs() {
         ("rollout promote", "rollout   succeeded in step 1 of 2"),
         ("rollout abort", "rollout   rolled-back in step 1 of 2"),
         ("breaker reset", "breaker  closed"),
-        ("limits reset", "errors 3 left, requests 6 left"),
+        ("limits reset", "errors 3 of 3 left, requests 6 of 6 left"),
     ] {
         let (code, stdout, stderr) = run(&router, words).await;
         assert_eq!((code, &*stderr), (Some(0), ""), "{words}");

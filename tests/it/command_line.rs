@@ -14,16 +14,17 @@ fn status(weight: u32) -> String {
     json!({
         "version": "0.1.0",
         "uptime_seconds": 8040.2,
+        "summary": {"level": "idle", "text": "The canary had no requests in the last minute"},
         "targets": {
             "main": {
                 "url": "http://127.0.0.1:8081", "requests": 5700, "failures": 12,
                 "requests_per_second": 95.0, "failure_ratio": 0.0021,
-                "latency_seconds": {"p50": 0.012, "p90": 0.030, "p99": 0.081}
+                "latency_seconds": {"p50": 0.012, "p90": 0.030, "p99": 0.081}, "inflight": 3
             },
             "canary": {
                 "url": "http://127.0.0.1:8082", "requests": 0, "failures": 0,
                 "requests_per_second": 0.0, "failure_ratio": null,
-                "latency_seconds": {"p50": null, "p90": null, "p99": null}
+                "latency_seconds": {"p50": null, "p90": null, "p99": null}, "inflight": 0
             }
         },
         "weight": weight,
@@ -32,7 +33,10 @@ fn status(weight: u32) -> String {
             "elapsed_seconds": 250.0, "extended": false, "dry_run": false, "epoch": 0
         },
         "breakers": {"canary": "closed", "main": "closed", "sidecar": "closed"},
-        "limits": {"requests_remaining": null, "errors_remaining": 12},
+        "limits": {
+            "requests_remaining": null, "errors_remaining": 12,
+            "requests_limit": null, "errors_limit": 15
+        },
         "state": null,
         "evidence": null,
         "decisions": []

@@ -25,6 +25,7 @@ mod decisions;
 mod descriptors;
 mod desync;
 mod drain;
+mod events;
 mod failures;
 mod fallback;
 mod forwarding;

@@ -489,13 +489,7 @@ fn json(response: &Response) -> Value {
 #[tokio::test]
 async fn what_is_not_there_is_404_and_what_is_cannot_be_written() {
     let router = router_to("http://127.0.0.1:9");
-    for target in [
-        "/",
-        "/metric",
-        "/metrics/",
-        "/health",
-        "/application/health",
-    ] {
+    for target in ["/metric", "/metrics/", "/health", "/application/health"] {
         let response = get(router.instrumentation, target, "").await;
         assert_eq!(response.status, 404, "{target}");
         assert!(json(&response).is_object());

@@ -6,6 +6,7 @@ fn progressing() -> Value {
     json!({
         "version": "0.1.0",
         "uptime_seconds": 8040.2,
+        "summary": {"level": "idle", "text": "Nothing speaks against the canary so far"},
         "targets": {
             "main": {
                 "url": "http://127.0.0.1:8081", "requests": 5700, "failures": 12,
@@ -28,7 +29,10 @@ fn progressing() -> Value {
             "elapsed_seconds": 250.0, "extended": false, "dry_run": false, "epoch": 0
         },
         "breakers": {"canary": "closed", "main": "closed", "sidecar": "closed"},
-        "limits": {"requests_remaining": null, "errors_remaining": 12},
+        "limits": {
+            "requests_remaining": null, "errors_remaining": 12,
+            "requests_limit": null, "errors_limit": 15
+        },
         "state": {"file": "state.json", "written": true},
         "evidence": {
             "verdict": "inconclusive", "errors": 0.4, "latency": -1.2, "overall": -0.1,
@@ -64,8 +68,9 @@ fn a_rollout_that_progresses() {
         status(&progressing()),
         "\
 canary-router 0.1.0, up 2 h 14 min
+verdict   idle: Nothing speaks against the canary so far
 rollout   progressing, step 2 of 4: 5 % for 10 min (4 min 10 s so far)
-weight    5 %          breaker  closed        limits  errors 12 left, requests unlimited
+weight    5 %          breaker  closed        limits  errors 12 of 15 left, requests unlimited
                requests/s   failures      p50      p90      p99
 main                 95.0      0.2 %    12 ms    30 ms    81 ms
 canary                5.0      0.4 %   1.3 ms    31 ms   12.3 s
@@ -156,7 +161,7 @@ fn every_phase_has_its_line() {
                 status["rollout"][key] = value.clone();
             }
         });
-        page.lines().nth(1).unwrap().to_owned()
+        page.lines().nth(2).unwrap().to_owned()
     };
     for (change, shown) in [
         (
@@ -234,10 +239,10 @@ fn evidence_without_its_optional_parts() {
     });
     let line = |number: usize| page.lines().nth(number).unwrap();
     assert_eq!(
-        line(6),
+        line(7),
         "evidence  errors 0.4, together -0.1 of 4.6 for a rollback: inconclusive"
     );
-    assert_eq!(line(7), "          safe ratio 1.0 of 3.0 to go on");
+    assert_eq!(line(8), "          safe ratio 1.0 of 3.0 to go on");
 }
 
 #[test]

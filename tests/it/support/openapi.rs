@@ -18,14 +18,31 @@ pub fn body(method: &str, path: &str) -> Option<String> {
     Some(schema.as_str().unwrap().rsplit('/').next().unwrap().into())
 }
 
-/// Every method and path that is described.
+/// Every path that is described.
+pub fn paths() -> Vec<String> {
+    let document = document();
+    document["paths"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .cloned()
+        .collect()
+}
+
+/// Every method and path that is described, but for what is answered without end.
 pub fn operations() -> Vec<(String, String)> {
     let document = document();
-    let paths = document["paths"].as_object().unwrap();
-    let each = paths.iter().flat_map(|(path, operations)| {
-        let methods = operations.as_object().unwrap().keys();
-        methods.map(move |method| (method.to_uppercase(), path.clone()))
-    });
+    let paths = document["paths"].as_object().unwrap().iter();
+    let ends = |operations: &Value| {
+        let content = operations.pointer("/get/responses/200/content/text~1event-stream");
+        content.is_none()
+    };
+    let each = paths
+        .filter(|(_, operations)| ends(operations))
+        .flat_map(|(path, operations)| {
+            let methods = operations.as_object().unwrap().keys();
+            methods.map(move |method| (method.to_uppercase(), path.clone()))
+        });
     each.collect()
 }
 
