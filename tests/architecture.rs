@@ -94,7 +94,7 @@ const BANNED: &[(&str, &[&str], &str)] = &[
     ),
     (
         "config",
-        &["tokio", "hyper::", "tracing"],
+        &["tokio", "hyper::", "tracing::"],
         "reading a file starts nothing and logs nothing",
     ),
     (

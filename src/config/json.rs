@@ -18,7 +18,12 @@ const NOT_YET: [(&str, &str); 1] = [(
 )];
 
 /// Sections that are off unless something is in them, and may say so.
-const OFF: [&str; 3] = ["/traffic/sticky", "/sidecar/cache", "/router-server/tls"];
+const OFF: [&str; 4] = [
+    "/traffic/sticky",
+    "/sidecar/cache",
+    "/router-server/tls",
+    "/tracing",
+];
 
 /// Reads the text; `None` only where it is not a JSON object at all.
 pub(super) fn read(text: &str, problems: &mut Problems) -> Option<Raw> {

@@ -6,7 +6,7 @@ use http::{HeaderValue, uri::Authority};
 use serde_json::Value;
 
 use super::{
-    Client, ClientTls, Config, Level, Log, Protocol, Sidecar, StateFile, Upstream,
+    Client, ClientTls, Config, Protocol, Sidecar, StateFile, Upstream,
     breakers::{breakers, limits},
     error::Problems,
     fallback::fallback,
@@ -15,6 +15,7 @@ use super::{
     rollout::rollout,
     server::server,
     sidecar,
+    telemetry::{log, tracing},
     tls::{client_tls, refuse_without_tls},
     traffic::{traffic, trusted_overrides},
     url::{masked_url, parse_url},
@@ -108,7 +109,11 @@ pub(super) fn judge(raw: Raw, problems: &mut Problems) -> Option<Config> {
         .instrumentation
         .as_ref()
         .map(|section| instrumentation(section, server.as_ref(), problems));
-    let level = level(set(&raw.log.level).unwrap_or_default(), problems);
+    let log = log(&raw.log, problems);
+    let tracing = raw
+        .tracing
+        .as_ref()
+        .and_then(|section| tracing(section, problems));
 
     let may_speak_http2 = |client: Client| client.protocol != Protocol::Http1;
     let speaks_http2 = may_speak_http2(to_services)
@@ -137,11 +142,8 @@ pub(super) fn judge(raw: Raw, problems: &mut Problems) -> Option<Config> {
         rollout,
         server: server?,
         instrumentation,
-        log: Log {
-            level: level?,
-            request_body: raw.log.debug_request_body.0,
-            response_body: raw.log.debug_response_body.0,
-        },
+        log: log?,
+        tracing,
         state: set(&raw.state.file).map(|path| StateFile { path: path.into() }),
         speaks_http2,
         effective: masked(&raw),
@@ -292,24 +294,6 @@ fn trim_prefix(prefix: Option<&str>, problems: &mut Problems) -> String {
     }
 }
 
-/// The names of the original's logger are taken too.
-fn level(level: &str, problems: &mut Problems) -> Option<Level> {
-    match level.to_ascii_lowercase().as_str() {
-        "error" | "fatal" | "panic" => Some(Level::Error),
-        "warn" | "warning" => Some(Level::Warn),
-        "info" => Some(Level::Info),
-        "debug" => Some(Level::Debug),
-        "trace" => Some(Level::Trace),
-        _ => {
-            problems.add(
-                "/log/level",
-                format!("{level:?} is not a level: use error, warn, info, debug or trace"),
-            );
-            None
-        }
-    }
-}
-
 pub(super) fn span(span: Option<Span>) -> Duration {
     span.map_or(Duration::ZERO, |Span(duration)| duration)
 }
@@ -327,6 +311,9 @@ fn masked(raw: &Raw) -> Value {
         &mut raw.sidecar_url,
     ] {
         *url = url.as_deref().map(masked_url);
+    }
+    if let Some(tracing) = &mut raw.tracing {
+        tracing.endpoint = tracing.endpoint.as_deref().map(masked_url);
     }
     serde_json::to_value(raw).unwrap_or_default()
 }

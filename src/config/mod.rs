@@ -15,6 +15,7 @@ mod raw;
 mod rollout;
 mod server;
 mod sidecar;
+mod telemetry;
 mod tls;
 mod traffic;
 mod url;
@@ -29,7 +30,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderName, HeaderValue, Method, StatusCode, uri::PathAndQuery};
 use ipnet::IpNet;
 use serde_json::Value;
 
@@ -72,6 +73,8 @@ pub struct Config {
     pub instrumentation: Option<Instrumentation>,
     /// What is logged.
     pub log: Log,
+    /// Where spans of requests are sent, if anywhere.
+    pub tracing: Option<Tracing>,
     /// Where that is kept which survives a restart; `None` is in memory only.
     pub state: Option<StateFile>,
     /// Whether any upstream may be spoken to in HTTP/2.
@@ -404,10 +407,32 @@ impl fmt::Debug for Token {
 pub struct Log {
     /// The least severe level that is logged.
     pub level: Level,
+    /// How a line looks.
+    pub format: LogFormat,
+    /// Whether each request has a line of its own.
+    pub access: AccessLog,
     /// At debug: the bodies of forwarded requests.
     pub request_body: bool,
     /// At debug: the bodies of responses.
     pub response_body: bool,
+}
+
+/// `log.format`: how a line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `"json"`: an object, for programs.
+    Json,
+    /// `"text"`: for people.
+    Text,
+}
+
+/// `log.access`: whether each request has a line of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessLog {
+    /// `"off"`: none has.
+    Off,
+    /// `"json"`: an object, whatever the other lines are.
+    Json,
 }
 
 /// A log level.
@@ -423,6 +448,33 @@ pub enum Level {
     Debug,
     /// And what the libraries say.
     Trace,
+}
+
+/// `tracing`: spans of requests, for a collector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tracing {
+    /// Where they are sent.
+    pub endpoint: Endpoint,
+    /// Which share of the requests is traced that come without a `traceparent`; with one, its `sampled` flag
+    /// says whether they are.
+    pub sample: Weight,
+    /// What the collector knows us by; not empty.
+    pub service_name: String,
+}
+
+/// `tracing.endpoint`: a collector that takes OTLP over HTTP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Whether it speaks TLS.
+    pub tls: bool,
+    /// Name or address, without brackets.
+    pub host: String,
+    /// TCP port; not 0.
+    pub port: u16,
+    /// The `Host` that it sees.
+    pub host_header: HeaderValue,
+    /// What is posted to: the path of the base URL, `/v1/traces`, and the query, if there is one.
+    pub path: PathAndQuery,
 }
 
 impl Config {

@@ -40,6 +40,7 @@ pub struct Raw {
     pub proxy_client: ProxyClient,
     pub instrumentation: Option<Instrumentation>,
     pub log: Log,
+    pub tracing: Option<Tracing>,
     pub state: State,
 }
 
@@ -270,8 +271,19 @@ pub struct Instrumentation {
 #[serde(rename_all = "kebab-case", default, expecting = "an object")]
 pub struct Log {
     pub level: Option<String>,
+    pub format: Option<String>,
+    pub access: Option<String>,
     pub debug_request_body: Flag,
     pub debug_response_body: Flag,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default, expecting = "an object")]
+pub struct Tracing {
+    /// Absent is forgotten, and empty is off.
+    pub endpoint: Option<String>,
+    pub sample: Option<Percent>,
+    pub service_name: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -352,6 +364,10 @@ impl Raw {
                 ..RouterServer::default()
             },
             instrumentation: Some(Instrumentation::default()),
+            tracing: Some(Tracing {
+                endpoint: text(""),
+                ..Tracing::default()
+            }),
             ..Raw::default()
         }
         .with_defaults()
@@ -369,8 +385,8 @@ impl Raw {
 
     /// Fills in the defaults. Zero means the default too, as in the original; where zero has a
     /// meaning of its own (limits: off, workers: one per core, connections: what fits) it is the default, but for sizes, the
-    /// budget of replays, the canary's share and what the judge allows in latency and failures, where
-    /// zero is none.
+    /// budget of replays, the share of the canary and that of traces and what the judge allows in latency
+    /// and failures, where zero is none.
     #[must_use]
     pub fn with_defaults(mut self) -> Raw {
         for slot in [
@@ -449,7 +465,26 @@ impl Raw {
             text(&mut instrumentation.token_file, "");
         }
         text(&mut self.log.level, "info");
+        text(&mut self.log.format, "json");
+        text(&mut self.log.access, "off");
+        if let Some(tracing) = &mut self.tracing {
+            tracing.fill_in();
+        }
         self
+    }
+}
+
+impl Tracing {
+    /// One of which nothing is written.
+    pub fn with_defaults() -> Tracing {
+        let mut tracing = Tracing::default();
+        tracing.fill_in();
+        tracing
+    }
+
+    fn fill_in(&mut self) {
+        self.sample.get_or_insert(Percent(10_000));
+        text(&mut self.service_name, "canary-router");
     }
 }
 

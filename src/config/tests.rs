@@ -93,7 +93,17 @@ fn a_minimal_file_gets_every_default_of_the_contract() {
             fixed: None,
         }
     );
-    assert_eq!(config.log.level, Level::Info);
+    assert_eq!(
+        config.log,
+        Log {
+            level: Level::Info,
+            format: LogFormat::Json,
+            access: AccessLog::Off,
+            request_body: false,
+            response_body: false,
+        }
+    );
+    assert_eq!(config.tracing, None);
     assert_eq!(
         config.sidecar_statuses,
         SidecarStatuses {
@@ -204,6 +214,8 @@ fn a_file_of_the_original_is_read_as_it_was() {
         config.log,
         Log {
             level: Level::Debug,
+            format: LogFormat::Json,
+            access: AccessLog::Off,
             request_body: true,
             response_body: true
         }
@@ -1564,6 +1576,8 @@ fn the_effective_config_is_complete_and_reads_back_as_the_same() {
         "override": {"trusted": ["10.0.0.0/8"]},
         "rollout": {"steps": [{"weight": "33.3%", "for": "250s"}], "latency-slack": 0, "safe-ratio": 2.5},
         "instrumentation": {},
+        "log": {"format": "text", "access": "json"},
+        "tracing": {"endpoint": "http://collector.example:4318", "sample": "0.5%"},
         "state": {"file": "state.json"}
     })));
     let shown = &config.effective;
@@ -1615,6 +1629,11 @@ fn the_effective_config_is_complete_and_reads_back_as_the_same() {
         ("/rollout/safe-ratio", json!(2.5)),
         ("/rollout/failure", json!("5xx")),
         ("/instrumentation/token", json!("")),
+        ("/log/format", json!("text")),
+        ("/log/access", json!("json")),
+        ("/tracing/endpoint", json!("http://collector.example:4318")),
+        ("/tracing/sample", json!(0.5)),
+        ("/tracing/service-name", json!("canary-router")),
         ("/state/file", json!("state.json")),
     ] {
         assert_eq!(shown.pointer(path), Some(&value), "{path}");
@@ -1694,8 +1713,9 @@ fn what_is_off_may_say_so() {
     let mut file = minimal();
     file["traffic"] = json!({"sticky": "off"});
     file["sidecar"] = json!({"cache": "off"});
+    file["tracing"] = json!("off");
     let config = read(file.clone());
-    assert!(config.traffic.sticky.is_none());
+    assert!(config.traffic.sticky.is_none() && config.tracing.is_none());
     file["fallback"] = json!("off");
     refused(file.clone(), "/fallback", "an object");
     file["fallback"] = json!(null);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::{HeaderValue, Uri, uri::PathAndQuery};
 
-use super::{Address, Client, ClientTls, Upstream, error::Problems};
+use super::{Address, Client, ClientTls, Endpoint, Upstream, error::Problems};
 
 /// The longest path of a unix socket, in bytes: what `sun_path` has room for beside the zero at its end
 /// (unix(7)).
@@ -42,6 +42,45 @@ pub(super) fn parse_url(
             .map(str::to_owned),
         client,
         client_tls: Arc::clone(client_tls),
+    })
+}
+
+/// What a collector's base URL is followed by, as `OTEL_EXPORTER_OTLP_ENDPOINT` is (OpenTelemetry, *OTLP
+/// Exporter Configuration*).
+const SPANS: &str = "/v1/traces";
+
+/// Reads the base URL of a collector: `http[s]://host[:port][/base/path][?query]`.
+pub(super) fn parse_endpoint(path: &str, url: &str, problems: &mut Problems) -> Option<Endpoint> {
+    read_endpoint(url)
+        .map_err(|why| problems.add(path, format!("{why}: {:?}", masked_url(url))))
+        .ok()
+}
+
+fn read_endpoint(url: &str) -> Result<Endpoint, &'static str> {
+    let unix = || Err("is a unix socket, and spans go by TCP; write \"http://127.0.0.1:4318\"");
+    if url.starts_with("unix:") || unix_socket(url).is_some_and(|(_, path)| path.starts_with('/')) {
+        return unix();
+    }
+    let target = read_tcp(url)?;
+    let Address::Tcp { host, port } = target.address else {
+        return unix();
+    };
+    let base = target.base.as_ref().map_or("/", PathAndQuery::path);
+    let base = base.trim_end_matches('/');
+    if base.ends_with(SPANS) {
+        return Err("ends with /v1/traces, which is appended to it; take that out");
+    }
+    let query = target.base.as_ref().and_then(PathAndQuery::query);
+    let path = match query {
+        None | Some("") => format!("{base}{SPANS}"),
+        Some(query) => format!("{base}{SPANS}?{query}"),
+    };
+    Ok(Endpoint {
+        tls: target.tls,
+        host,
+        port,
+        host_header: target.host_header,
+        path: path.parse().map_err(|_| "has no usable path")?,
     })
 }
 
