@@ -1,7 +1,7 @@
 //! What the data plane and the control plane share: synchronous, without I/O.
 //!
-//! Snapshots go down ([`snapshot`]), tallies come up ([`tally`], [`trials`]), and the canary's exact budgets
-//! are kept behind permits ([`admission`]). Nothing else passes between the two planes.
+//! Snapshots go down ([`snapshot`]), tallies and spans come up ([`tally`], [`trials`], [`spans`]), and the
+//! canary's exact budgets are kept behind permits ([`admission`]). Nothing else passes between the two planes.
 
 pub mod admission;
 pub mod durability;
@@ -13,6 +13,7 @@ pub mod progress;
 pub mod reloads;
 pub mod seen;
 pub mod snapshot;
+pub mod spans;
 pub mod tally;
 pub mod trials;
 
@@ -26,6 +27,7 @@ pub use progress::{Progress, SharedProgress};
 pub use reloads::Reloads;
 pub use seen::Seen;
 pub use snapshot::{Published, Snapshot, Split};
+pub use spans::{SpanCounts, SpanSink, Spans};
 pub use tally::{Tally, TallyWriter};
 pub use trials::{Trial, Trials, TrialsWriter};
 
