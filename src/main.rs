@@ -58,7 +58,7 @@ fn main() -> ExitCode {
 
 fn run(file: &Path) -> Result<()> {
     let config = Config::load(file)?;
-    let _log_until_the_end = telemetry::init(config.log.level);
+    let _log_until_the_end = telemetry::init(config.log).context("cannot start the log")?;
     info!(version = VERSION, "canary-router starts");
     info!(file = %file.display(), "configuration loaded");
     info!(

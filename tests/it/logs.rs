@@ -58,10 +58,20 @@ impl Logged {
 
     /// Ends it: its whole log.
     async fn log(mut self) -> Vec<Value> {
+        self.end().await;
+        self.process.log()
+    }
+
+    /// The same, in lines of text.
+    async fn lines(mut self) -> Vec<String> {
+        self.end().await;
+        self.process.stdout()
+    }
+
+    async fn end(&mut self) {
         self.process.signal("TERM");
         assert_eq!(self.process.ended().await.code(), Some(0));
         assert_eq!(self.process.stderr(), [""; 0]);
-        self.process.log()
     }
 }
 
@@ -213,10 +223,8 @@ async fn at_debug_every_forwarded_head_is_logged_without_credentials() {
     }
 }
 
-/// Targets and values may have any byte, and who reads the log may believe what a line looks like.
-#[tokio::test]
-async fn no_request_can_forge_or_break_a_line_of_the_log() {
-    let logged = Logged::start(json!({"level": "debug", "debug-request-body": true})).await;
+/// Has the router log as much as it can of what a peer has chosen: in the target, in a value, in the body.
+async fn send_evil(logged: &Logged) {
     let evil = b"\"}\\\xff\xc3\x28\xe2\x80\xa8\x7b\"level\":\"error\"}";
     let body = [&evil[..], b"\r\n{\"level\":\"error\"}\r\n\0\x1b[31m"].concat();
     let request = [
@@ -231,11 +239,59 @@ async fn no_request_can_forge_or_break_a_line_of_the_log() {
     let mut client = Client::connect(logged.proxy.address).await;
     assert_eq!(client.roundtrip("POST", request).await.status, 200);
     client.closed().await;
+}
+
+/// Targets and values may have any byte, and who reads the log may believe what a line looks like.
+#[tokio::test]
+async fn no_request_can_forge_or_break_a_line_of_the_log() {
+    let logged = Logged::start(json!({"level": "debug", "debug-request-body": true})).await;
+    send_evil(&logged).await;
     let log = logged.log().await;
     assert!(!mentioning(&log, &["/marked/"]).is_empty());
     for line in &log {
         assert_ne!(line["level"], "error", "{line}");
     }
+}
+
+#[tokio::test]
+async fn no_request_can_forge_or_break_a_line_of_text_either() {
+    let logged = Logged::start(json!({
+        "level": "debug", "format": "text", "debug-request-body": true, "debug-response-body": true
+    }))
+    .await;
+    send_evil(&logged).await;
+    let lines = logged.lines().await;
+    assert!(lines.iter().any(|line| line.contains("/marked/")));
+    for line in &lines {
+        let (time, rest) = line.split_once(' ').unwrap();
+        assert!(is_rfc_3339(time), "{line}");
+        let level = rest.get(..6).unwrap();
+        assert!(["DEBUG ", " INFO "].contains(&level), "{line:?}");
+        let prints = |c: char| c == ' ' || c.is_ascii_graphic() || c.is_alphanumeric();
+        let strange = line.chars().find(|c| !prints(*c) && *c != '\u{fffd}');
+        assert_eq!(strange, None, "{line:?}");
+    }
+}
+
+#[tokio::test]
+async fn lines_of_text_say_what_happened_and_no_colours_go_into_a_file() {
+    let logged = Logged::start(json!({"format": "text"})).await;
+    let address = logged.proxy.address;
+    assert_eq!(get(address, "/", "").await.status, 200);
+    let lines = logged.lines().await;
+    let having = |part: &str| {
+        let found: Vec<_> = lines.iter().filter(|line| line.contains(part)).collect();
+        assert_eq!(found.len(), 1, "{part}: {lines:#?}");
+        found[0].clone()
+    };
+    let version = canary_router::VERSION;
+    having(&format!("  INFO canary-router starts version={version}"));
+    having(&format!("  INFO taking requests address={address}"));
+    let config = having("  INFO effective configuration config=");
+    let (_, config) = config.split_once("config=").unwrap();
+    let config: Value = serde_json::from_str(config).unwrap();
+    assert_eq!(config["log"]["format"], "text");
+    assert!(lines.iter().all(|line| !line.contains('\u{1b}')));
 }
 
 #[tokio::test]

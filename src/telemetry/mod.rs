@@ -1,16 +1,25 @@
-//! Log lines: one JSON object each, on stdout, with `@time`, `level` and `msg` first.
+//! Log lines, on stdout: JSON for programs, or text for people.
 //!
 //! Lines are written by a thread of their own, so that a reader of stdout that stalls does not stall
-//! requests; what does not fit into its queue meanwhile is dropped rather than waited for.
+//! requests; what there is no room for meanwhile is dropped, and counted, rather than waited for.
 
-use std::fmt::{self, Write as _};
+mod json;
+mod lines;
+mod text;
+
+use std::{
+    env,
+    fmt::{self, Write as _},
+    io::{self, IsTerminal},
+    sync::OnceLock,
+    time::SystemTime,
+};
 
 use serde_json::{Map, Value};
 use tracing::{
-    Event, Subscriber,
+    Event, Level as Severity, Subscriber,
     field::{Field, Visit},
 };
-use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
     fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
@@ -18,14 +27,26 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use crate::{clock, config::Level};
+pub use lines::{Guard, Lines};
 
-/// Starts logging. What the returned guard is dropped with is still written.
+use crate::{
+    clock,
+    config::{Level, Log, LogFormat},
+};
+
+/// What the process writes its lines to.
+static LINES: OnceLock<Lines> = OnceLock::new();
+
+/// Starts logging. What there is when the returned guard is dropped is still written.
 ///
 /// Only the first call in a process has an effect.
-pub fn init(level: Level) -> WorkerGuard {
-    let (writer, guard) = tracing_appender::non_blocking(std::io::stdout());
-    let level = match level {
+///
+/// # Errors
+/// The system gives us no thread.
+pub fn init(log: Log) -> io::Result<Guard> {
+    let (lines, guard) = lines::start(io::stdout())?;
+    let stdout = LINES.get_or_init(|| lines);
+    let level = match log.level {
         Level::Error => LevelFilter::ERROR,
         Level::Warn => LevelFilter::WARN,
         Level::Info => LevelFilter::INFO,
@@ -42,19 +63,38 @@ pub fn init(level: Level) -> WorkerGuard {
         .with_default(libraries);
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(writer)
-        .event_format(JsonLines)
+        .with_writer(|| stdout.clone())
+        .event_format(match log.format {
+            LogFormat::Json => Form::Json,
+            LogFormat::Text => Form::Text {
+                // https://no-color.org
+                colours: io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none(),
+            },
+        })
         .finish()
         .with(levels);
     // A second call is a second router in one process, which tests have; the first one's stays.
     let _already_set = tracing::subscriber::set_global_default(subscriber);
-    guard
+    Ok(guard)
 }
 
-/// One JSON object a line.
-struct JsonLines;
+/// Where lines of another kind are written to, beside those of the log. Before [`init`], nowhere.
+pub fn lines() -> Lines {
+    LINES.get().cloned().unwrap_or_default()
+}
 
-impl<S, N> FormatEvent<S, N> for JsonLines
+/// How many lines were dropped because stdout took none for a while.
+pub fn dropped_lines() -> u64 {
+    LINES.get().map_or(0, Lines::dropped)
+}
+
+/// `log.format`.
+enum Form {
+    Json,
+    Text { colours: bool },
+}
+
+impl<S, N> FormatEvent<S, N> for Form
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -62,35 +102,38 @@ where
     fn format_event(
         &self,
         _context: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
+        writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let time = Rfc3339(clock::wall()).to_string();
-        let level = event.metadata().level().as_str().to_ascii_lowercase();
-        let mut fields = Fields::default();
-        event.record(&mut fields);
-        let mut line = Map::new();
-        line.insert("@time".into(), time.into());
-        line.insert("level".into(), level.into());
-        line.insert("msg".into(), fields.message.into());
-        line.extend(fields.others);
-        writeln!(writer, "{}", Value::Object(line))
+        let mut line = Line {
+            time: clock::wall(),
+            level: *event.metadata().level(),
+            message: String::new(),
+            fields: Map::new(),
+        };
+        event.record(&mut line);
+        match self {
+            Form::Json => json::write(line, writer),
+            Form::Text { colours } => text::write(&line, *colours, writer),
+        }
     }
 }
 
-#[derive(Default)]
-struct Fields {
+/// What a line says.
+struct Line {
+    time: SystemTime,
+    level: Severity,
     message: String,
-    others: Map<String, Value>,
+    fields: Map<String, Value>,
 }
 
-impl Fields {
+impl Line {
     fn set(&mut self, field: &Field, value: Value) {
-        self.others.insert(field.name().into(), value);
+        self.fields.insert(field.name().into(), value);
     }
 }
 
-impl Visit for Fields {
+impl Visit for Line {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         match field.name() {
             "message" => write!(self.message, "{value:?}").unwrap_or_default(),
@@ -103,7 +146,7 @@ impl Visit for Fields {
         match field.name().strip_suffix("_json") {
             Some(name) => {
                 let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
-                self.others.insert(name.into(), value);
+                self.fields.insert(name.into(), value);
             }
             None => self.set(field, value.into()),
         }
@@ -127,7 +170,7 @@ impl Visit for Fields {
 }
 
 /// A time in UTC with milliseconds (RFC 3339 section 5.6).
-struct Rfc3339(std::time::SystemTime);
+struct Rfc3339(SystemTime);
 
 impl fmt::Display for Rfc3339 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -138,7 +181,6 @@ impl fmt::Display for Rfc3339 {
 #[cfg(test)]
 mod tests {
     use std::{
-        io,
         sync::{Arc, Mutex},
         time::{Duration, UNIX_EPOCH},
     };
@@ -158,23 +200,30 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_line_is_one_json_object_with_time_level_and_message_first() {
+    /// What `log` logs.
+    fn logged(form: Form, log: impl FnOnce()) -> String {
         let captured = Captured::default();
         let writer = captured.clone();
         let subscriber = tracing_subscriber::fmt()
             .with_writer(move || writer.clone())
-            .event_format(JsonLines)
+            .event_format(form)
             .finish();
-        tracing::subscriber::with_default(subscriber, || {
-            tracing::warn!(
-                error = %"line\nbreak \"quoted\"",
-                count = 3u64,
-                config_json = r#"{"a":{"b":1}}"#,
-                "something {}", "happened"
-            );
-        });
-        let text = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
+        tracing::subscriber::with_default(subscriber, log);
+        String::from_utf8(captured.0.lock().unwrap().clone()).unwrap()
+    }
+
+    fn something() {
+        tracing::warn!(
+            error = %"line\nbreak \"quoted\"",
+            count = 3u64,
+            config_json = r#"{"a":{"b":1}}"#,
+            "something {}", "happened"
+        );
+    }
+
+    #[test]
+    fn a_line_is_one_json_object_with_time_level_and_message_first() {
+        let text = logged(Form::Json, something);
         assert_eq!(text.matches('\n').count(), 1, "{text}");
         assert!(text.starts_with(r#"{"@time":"20"#), "{text}");
         let line: Value = serde_json::from_str(&text).unwrap();
@@ -183,6 +232,24 @@ mod tests {
         assert_eq!(line["error"], "line\nbreak \"quoted\"");
         assert_eq!(line["count"], 3);
         assert_eq!(line["config"]["a"]["b"], 1);
+    }
+
+    #[test]
+    fn a_line_of_text_says_the_same() {
+        let text = logged(Form::Text { colours: false }, something);
+        let (time, rest) = text.split_once(' ').unwrap();
+        assert!(time.starts_with("20") && time.ends_with('Z'), "{text}");
+        assert_eq!(
+            rest,
+            " WARN something happened error=\"line\\nbreak \\\"quoted\\\"\" count=3 \
+             config={\"a\":{\"b\":1}}\n"
+        );
+    }
+
+    #[test]
+    fn before_logging_lines_go_nowhere() {
+        lines().write(b"a line\n");
+        assert_eq!(dropped_lines(), 0);
     }
 
     #[test]
