@@ -13,12 +13,13 @@ use tracing::{debug, info};
 
 use crate::{
     clock,
-    config::{Config, Listen},
+    config::{AccessLog, Config, Listen},
     control::{
         self, Control, analyst,
         keeper::{Keeper, StateError, Writer, random_salt},
     },
     proxy::{
+        access::Lines,
         answers::Answers,
         listener,
         split::Lots,
@@ -29,6 +30,7 @@ use crate::{
         Admission, Durability, Lifecycle, Phase, Published, Reloads, Seen, SharedProgress,
         Snapshot, Tally, Trials, admission::Terms, trials,
     },
+    telemetry,
 };
 
 /// Everything that can fail has been done: the sockets are bound.
@@ -210,6 +212,11 @@ impl App {
             answers,
             lots: Lots::new(self.salt),
             tls: self.tls.clone(),
+            access: (config.log.access == AccessLog::Json).then(|| {
+                let lines = telemetry::lines();
+                Arc::new(move |piece: &[u8]| lines.write(piece)) as Lines
+            }),
+            spans: None,
             places: match config.server.max_connections {
                 0 => None,
                 most => Some(Arc::new(Semaphore::new(most))),

@@ -13,6 +13,7 @@ use super::{
     headers,
     http2::stream::Stream,
     message::{Frame, ResponseHead},
+    notes::Notes,
     watch::Watch,
     worker::Worker,
 };
@@ -43,6 +44,14 @@ impl Client {
         }
     }
 
+    /// What is to be told of it.
+    pub fn notes(&self) -> &Notes {
+        match self {
+            Client::Http1(connection) => &connection.notes,
+            Client::Http2(stream) => &stream.notes,
+        }
+    }
+
     /// Who is at the other end of its connection.
     pub fn peer(&self) -> &Peer {
         match self {
@@ -61,10 +70,15 @@ impl Client {
 
     /// The next piece of the request body. A client that waits to be told to send it is told.
     pub fn poll_body(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BrokenBody>>> {
-        match self {
+        let polled = match self {
             Client::Http1(connection) => connection.poll_body(cx),
             Client::Http2(stream) => stream.poll_body(cx),
+        };
+        if let Poll::Ready(Some(Ok(Frame::Data(data)))) = &polled {
+            let length = data.len() as u64;
+            self.notes().add(|entry| entry.request_bytes += length);
         }
+        polled
     }
 
     /// Whether the request was read to its end.

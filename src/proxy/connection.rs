@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{BufMut, BytesMut};
@@ -26,6 +26,7 @@ use super::{
     },
     io::Io,
     message::{Frame, RequestHead, ResponseHead},
+    notes::Notes,
     watch::{Stage, Watch},
     worker::Worker,
 };
@@ -43,6 +44,8 @@ pub struct Connection {
     pub peer: Peer,
     /// By what the client is known from its current request on, as the value of `Set-Cookie`.
     pub cookie: Cell<Option<Box<[u8]>>>,
+    /// What is to be told of its current request.
+    pub notes: Notes,
     io: RefCell<Io>,
     inbox: RefCell<Inbox>,
     search: RefCell<Search>,
@@ -86,6 +89,7 @@ impl Connection {
             watch: Watch::new(),
             peer,
             cookie: Cell::new(None),
+            notes: Notes::default(),
             io: RefCell::new(io),
             inbox: RefCell::default(),
             search: RefCell::default(),
@@ -104,6 +108,11 @@ impl Connection {
             peer, io, inbox, ..
         } = Rc::into_inner(self)?;
         Some((peer, io.into_inner(), inbox.into_inner().bytes))
+    }
+
+    /// A request has come, or what was to be one.
+    pub fn note(&self, head: Option<&RequestHead>, started: Instant) {
+        self.notes.begin(&self.worker, &self.peer, head, started);
     }
 
     /// Waits for the next request head.

@@ -23,6 +23,7 @@ use super::{
     forward, headers,
     http1::{chunked, framing, head},
     message::{Frame, RequestHead, ResponseHead},
+    notes::Flag,
     service::{self, Reply, Then},
     upgrade::Tunnel,
     watch::{Order, Stage},
@@ -91,7 +92,14 @@ pub async fn serve(connection: Rc<Connection>) -> Option<Rc<Connection>> {
         End::Unread => close(&connection, true).await,
         End::Broken => connection.reset(),
         End::Tunnel(tunnel) => Box::pin(run_tunnel(&connection, *tunnel)).await,
-        End::Expired(Stage::Head | Stage::Request) => {
+        End::Expired(stage @ (Stage::Head | Stage::Request)) => {
+            if stage == Stage::Head {
+                connection.note(None, clock::now());
+            }
+            connection.notes.add(|entry| {
+                entry.status = Some(StatusCode::REQUEST_TIMEOUT);
+                entry.flags.push(Flag::ClientTimedOut);
+            });
             // Nothing of an answer was sent, but perhaps of one that announces it.
             if connection.is_flushed() {
                 connection.try_write(LAST_WORDS);
@@ -100,12 +108,23 @@ pub async fn serve(connection: Rc<Connection>) -> Option<Rc<Connection>> {
         }
         End::Expired(Stage::Fresh | Stage::Idle) => close(&connection, false).await,
         // It does not send the rest of what nobody waits for.
-        End::Expired(Stage::Response | Stage::Finishing) => close(&connection, true).await,
-        End::Left => debug!("the client has left"),
-        End::Cut(Stage::Response) => connection.reset(),
-        // Nothing was sent that is not whole.
-        End::Cut(Stage::Fresh | Stage::Idle | Stage::Head | Stage::Request | Stage::Finishing) => {}
+        End::Expired(Stage::Response | Stage::Finishing) => {
+            connection.notes.flag(Flag::ClientTimedOut);
+            close(&connection, true).await;
+        }
+        End::Left => {
+            connection.notes.flag(Flag::ClientGone);
+            debug!("the client has left");
+        }
+        End::Cut(stage) => {
+            connection.notes.flag(Flag::Cut);
+            // Else nothing was sent that is not whole.
+            if stage == Stage::Response {
+                connection.reset();
+            }
+        }
     }
+    connection.notes.end();
     None
 }
 
@@ -119,6 +138,8 @@ async fn talk(connection: &Rc<Connection>) -> End {
             Err(NoRequest::Bad(bad)) => {
                 let refused = RequestError::from(Refusal::from(bad));
                 let facts = Facts::of_no_request();
+                connection.note(None, clock::now());
+                connection.notes.flag(Flag::Refused);
                 let refusal = service::explain(&refused);
                 let end = Box::pin(respond(connection, &facts, refusal)).await;
                 return end.unwrap_or(End::Unread);
@@ -128,6 +149,7 @@ async fn talk(connection: &Rc<Connection>) -> End {
         if let Some(end) = Box::pin(answer(connection, head)).await {
             return end;
         }
+        connection.notes.end();
         connection.rest();
     }
 }
@@ -136,6 +158,7 @@ async fn talk(connection: &Rc<Connection>) -> End {
 async fn answer(connection: &Rc<Connection>, head: RequestHead) -> Option<End> {
     let started = clock::now();
     connection.watch.enter(Stage::Request, started);
+    connection.note(Some(&head), started);
     let facts = Facts::of(&head);
     let reply = match framing::of_request(head.version, &head.headers) {
         Ok(framing) => {
@@ -149,7 +172,10 @@ async fn answer(connection: &Rc<Connection>, head: RequestHead) -> Option<End> {
             let client = Client::Http1(Rc::clone(connection));
             service::handle(head, &client, started).await
         }
-        Err(unclear) => service::explain(&Refusal::from(unclear).into()),
+        Err(unclear) => {
+            connection.notes.flag(Flag::Refused);
+            service::explain(&Refusal::from(unclear).into())
+        }
     };
     respond(connection, &facts, reply).await
 }
@@ -212,8 +238,10 @@ async fn respond(connection: &Rc<Connection>, facts: &Facts, reply: Reply) -> Op
         && !connection.worker.is_draining()
         && (matches!(body, Body::Upstream(_)) || can_skip_body(connection));
     connection.put(|out| put_head(out, connection, facts, &head, &body, coding, stays, &then));
+    let status = head.status;
     // It holds on to all that was read with it.
     drop(head);
+    connection.notes.add(|entry| entry.status = Some(status));
     connection.watch.enter(Stage::Response, clock::recent());
     let mut sending = Sending {
         body,
@@ -374,6 +402,10 @@ impl Sending {
     }
 
     fn put(&mut self, connection: &Connection, frame: Frame) {
+        if let (Frame::Data(data), true) = (&frame, self.coding != Coding::None) {
+            let length = data.len() as u64;
+            connection.notes.add(|entry| entry.response_bytes += length);
+        }
         match (frame, self.coding) {
             // A text that answers HEAD.
             (Frame::Data(_), Coding::None) => {}
@@ -430,11 +462,10 @@ async fn run_tunnel(connection: &Connection, tunnel: Tunnel) {
     let mut raw = Raw(connection);
     let read = raw.take_read();
     tokio::select! {
-        ended = tunnel.run(&mut raw, &read) => {
-            if let Err(error) = ended {
-                debug!(%error, "tunnel broke off");
-            }
-        }
+        ended = tunnel.run(&mut raw, &read) => match ended {
+            Ok(copied) => connection.notes.copied(copied),
+            Err(error) => debug!(%error, "tunnel broke off"),
+        },
         () = expired => debug!("tunnel closed: the process ends"),
     }
 }

@@ -48,6 +48,7 @@ pub enum Known {
     ProxyAuthorization,
     ProxyConnection,
     Te,
+    Traceparent,
     Trailer,
     TransferEncoding,
     Upgrade,
@@ -62,7 +63,7 @@ pub enum Known {
 
 impl Known {
     /// All of them, with their names in lower case.
-    const NAMES: [(Known, &'static [u8]); 22] = [
+    const NAMES: [(Known, &'static [u8]); 23] = [
         (Known::Connection, b"connection"),
         (Known::ContentLength, b"content-length"),
         (Known::Cookie, b"cookie"),
@@ -75,6 +76,7 @@ impl Known {
         (Known::ProxyAuthorization, b"proxy-authorization"),
         (Known::ProxyConnection, b"proxy-connection"),
         (Known::Te, b"te"),
+        (Known::Traceparent, b"traceparent"),
         (Known::Trailer, b"trailer"),
         (Known::TransferEncoding, b"transfer-encoding"),
         (Known::Upgrade, b"upgrade"),
@@ -113,6 +115,7 @@ impl Known {
             (9, b'f') => Known::Forwarded,
             (10, b'c') => Known::Connection,
             (10, b'k') => Known::KeepAlive,
+            (11, b't') => Known::Traceparent,
             (12, b'x') => Known::XRequestId,
             (13, b'x') => Known::XCanaryBody,
             (14, b'c') => Known::ContentLength,

@@ -22,6 +22,7 @@ use super::{
     forwarded::Origin,
     headers,
     message::{RequestHead, ResponseHead},
+    notes::Flag,
     pool::{Leased, Pool, Want},
     record::Record,
     service::{self, Reply, Then},
@@ -107,6 +108,7 @@ impl Exchange<'_> {
             Target::Main => Fallback::MainStatic,
             Target::Canary => Fallback::CanaryStatic,
         });
+        self.client.notes().flag(Flag::Static);
         Ok(service::fixed(fixed))
     }
 
@@ -117,7 +119,10 @@ impl Exchange<'_> {
     ) -> Result<Reply, RequestError> {
         match self.permit_for_main() {
             Ok(permit) => record.moved(permit),
-            Err(refused) => return Err(self.give_up(RequestError::MainOpen(refused), record)),
+            Err(refused) => {
+                self.client.notes().flag(Flag::MainBreakerOpen);
+                return Err(self.give_up(RequestError::MainOpen(refused), record));
+            }
         }
         match self.send(Target::Main, upload, &mut record).await {
             Ok(answer) => self.pass_on(Target::Main, answer, record),
@@ -223,6 +228,7 @@ impl Exchange<'_> {
     ) -> Result<Reply, RequestError> {
         record.end_trial();
         record.moved(permit);
+        self.client.notes().flag(Flag::Replayed);
         match self.send(Target::Main, upload, &mut record).await {
             Ok(answer) => {
                 record.fell_back(Fallback::Replayed);
@@ -254,6 +260,7 @@ impl Exchange<'_> {
             takes_trailers: self.takes_trailers,
             upgrade: self.upgrade.as_deref(),
             sidecar: None,
+            trace: self.client.notes().sending(target),
         };
         if enabled!(Level::DEBUG) {
             log(target, self.head, upload.length());

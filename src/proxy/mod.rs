@@ -28,9 +28,11 @@
 //! | [`pool`], [`connect`], [`refusal`] | upstream connections; whether one that ended had read a request |
 //! | [`body`] | request and response bodies on their way through |
 //! | [`upgrade`], [`websocket`] | tunnels after a `101`; what of a handshake is said for others |
-//! | [`record`] | settles permit, tally and log once per request |
+//! | [`record`] | settles permit and tally once per request |
+//! | [`notes`], [`access`], [`trace`] | what is told of each request, where somebody wants to know |
 //! | [`error`] | what can fail, and which status that is |
 
+pub mod access;
 pub mod answers;
 pub mod arrival;
 pub mod body;
@@ -50,6 +52,7 @@ pub mod http2;
 pub mod io;
 pub mod listener;
 pub mod message;
+pub mod notes;
 pub mod pool;
 pub mod proxy_protocol;
 pub mod record;
@@ -59,6 +62,7 @@ pub mod service;
 pub mod sidecar;
 pub mod split;
 pub mod tls;
+pub mod trace;
 pub mod upgrade;
 pub mod upload;
 pub mod uri;

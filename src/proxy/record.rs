@@ -11,6 +11,7 @@ use http::StatusCode;
 use tracing::warn;
 
 use super::{
+    client::Client,
     error::{Chain, UpstreamError},
     fields::Fields,
     headers,
@@ -26,7 +27,7 @@ use crate::{
 /// Follows one request from its decision to its end. However it ends (answered, failed, cancelled,
 /// dropped), it is counted once, and each permit is settled once.
 pub struct Record {
-    worker: Rc<Worker>,
+    client: Client,
     reason: Reason,
     started: Instant,
     /// What the client gets.
@@ -63,17 +64,12 @@ struct Judged {
 }
 
 impl Record {
-    /// For a request that began at `started` and was decided by `reason`; `permit` if there is anything
+    /// For a request of `client` that began at `started` and was decided by `reason`; `permit` if there is anything
     /// to permit.
-    pub fn new(
-        worker: Rc<Worker>,
-        reason: Reason,
-        started: Instant,
-        permit: Option<Permit>,
-    ) -> Self {
-        worker.tally.begun(reason.target());
+    pub fn new(client: Client, reason: Reason, started: Instant, permit: Option<Permit>) -> Self {
+        client.worker().tally.begun(reason.target());
         Record {
-            worker,
+            client,
             reason,
             started,
             class: CodeClass::None,
@@ -88,9 +84,9 @@ impl Record {
 
     /// The judge is to be told of this request.
     pub fn judge(&mut self, snapshot: Arc<Snapshot>, trial: Trial) {
-        self.worker.trials.begin(trial);
+        self.client.worker().trials.begin(trial);
         self.judged = Some(Box::new(Judged {
-            worker: Rc::clone(&self.worker),
+            worker: Rc::clone(self.client.worker()),
             snapshot,
             trial,
             is_answered: false,
@@ -133,6 +129,7 @@ impl Record {
     /// The head of the final response has come. It is charged if its status says so; whether it is a
     /// success shows when the last byte has come. What gRPC answers is known by its trailers.
     pub fn answered(&mut self, target: Target, head: &ResponseHead) {
+        self.client.notes().answered(head.status);
         if head.status != StatusCode::OK || !headers::is_grpc(head) {
             return self.has_status(target, head.status);
         }
@@ -178,7 +175,7 @@ impl Record {
 
     fn has_status(&mut self, target: Target, status: StatusCode) {
         if status.as_u16() >= 500 {
-            self.worker.tally.failed(target);
+            self.client.worker().tally.failed(target);
         }
         let (took, now) = self.took();
         if let Some(judged) = &mut self.judged {
@@ -218,10 +215,11 @@ impl Record {
 
     /// An upstream failed: counts it, charges it, and says so (seldom).
     pub fn failed(&mut self, target: Target, error: &UpstreamError) {
-        self.worker.tally.failure(target, error.kind);
+        self.client.notes().failed(error.kind);
+        self.client.worker().tally.failure(target, error.kind);
         self.grpc = None;
         self.has_failed(target);
-        if let Some(suppressed) = self.worker.warnings.targets[target.index()].allow() {
+        if let Some(suppressed) = self.client.worker().warnings.targets[target.index()].allow() {
             warn!(
                 target = target.label(),
                 kind = error.kind.label(),
@@ -233,7 +231,7 @@ impl Record {
     }
 
     fn has_failed(&mut self, target: Target) {
-        self.worker.tally.failed(target);
+        self.client.worker().tally.failed(target);
         if let Some(judged) = self.judged.take() {
             judged.failed();
         }
@@ -252,7 +250,7 @@ impl Record {
 
     /// The request was not answered by the upstream it was for.
     pub fn fell_back(&self, fallback: Fallback) {
-        self.worker.tally.fallback(fallback);
+        self.client.worker().tally.fallback(fallback);
     }
 
     /// How long the upstream has had the request, and the moment, where anybody wants to know.
@@ -318,7 +316,8 @@ impl Drop for Record {
             judged.left(now.saturating_duration_since(self.sent));
         }
         let latency = now.saturating_duration_since(self.started);
-        self.worker.tally.request(self.reason, self.class, latency);
+        let tally = &self.client.worker().tally;
+        tally.request(self.reason, self.class, latency);
     }
 }
 

@@ -8,7 +8,7 @@
 //! treatment of messages is in [`super::headers`] or [`super::forward`]. This function only says in
 //! which order they come.
 
-use std::{borrow::Cow, rc::Rc, sync::Arc, time::Instant};
+use std::{borrow::Cow, sync::Arc, time::Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{Method, StatusCode, Version};
@@ -25,6 +25,7 @@ use super::{
     http1::head::{self, BadHead},
     http2::head::MOST_FIELDS,
     message::{RequestHead, ResponseHead},
+    notes::Flag,
     record::Record,
     request_id,
     sidecar::{self, Question},
@@ -74,7 +75,15 @@ pub enum Then {
 pub async fn handle(request: RequestHead, client: &Client, started: Instant) -> Reply {
     match route(request, client, started).await {
         Ok(reply) => reply,
-        Err(error) => explain(&error),
+        Err(error) => {
+            match error {
+                RequestError::Refused(_) => client.notes().flag(Flag::Refused),
+                RequestError::Body(_) => client.notes().flag(Flag::BodyBroken),
+                // Noted with who did it.
+                RequestError::Upstream(_) | RequestError::MainOpen(_) => {}
+            }
+            explain(&error)
+        }
     }
 }
 
@@ -115,6 +124,9 @@ async fn route(
     let origin = forwarded::origin(&head.headers, peer, proxies);
     let request_id = made_request_id(&head);
     let request_id = request_id.as_ref().map(|id| &id[..]);
+    let notes = client.notes();
+    let called = || request_id.or_else(|| head.headers.get(Known::XRequestId));
+    notes.came_from(&origin, peer, called);
     let facts = Facts {
         forced: forced_by_header(head.headers.get(Known::XCanary)),
         barriers: worker.admission.barriers(clock::uptime),
@@ -146,7 +158,9 @@ async fn route(
         false => (reason, None),
     };
     let (admitted, permit) = admit(reason, &worker.admission);
-    let mut record = Record::new(Rc::clone(worker), admitted, started, permit);
+    let decided = clock::recent();
+    notes.add(|entry| entry.decided = Some((admitted, decided)));
+    let mut record = Record::new(client.clone(), admitted, started, permit);
     // What was demoted is not where chance has put it.
     if let Some((snapshot, trial)) = trial
         && admitted == reason

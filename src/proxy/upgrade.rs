@@ -23,30 +23,30 @@ pub enum UpstreamEnd {
 
 impl Tunnel {
     /// Copies until both directions have ended. `read` is what came from the client before the
-    /// switch was through.
+    /// switch was through. How many bytes came from the client, and from the upstream.
     ///
     /// # Errors
     /// Either side broke off; the other one is closed then too.
-    pub async fn run<C>(self, client: &mut C, read: &[u8]) -> io::Result<()>
+    pub async fn run<C>(self, client: &mut C, read: &[u8]) -> io::Result<(u64, u64)>
     where
         C: AsyncRead + AsyncWrite + Unpin,
     {
         client.write_all(&self.read).await?;
         client.flush().await?;
-        match self.io {
+        let (up, down) = match self.io {
             UpstreamEnd::Connection(mut upstream) => copy(client, &mut upstream, read).await,
             UpstreamEnd::Stream(mut upstream) => copy(client, &mut upstream, read).await,
-        }
+        }?;
+        Ok((up + read.len() as u64, down + self.read.len() as u64))
     }
 }
 
-async fn copy<C, U>(client: &mut C, upstream: &mut U, read: &[u8]) -> io::Result<()>
+async fn copy<C, U>(client: &mut C, upstream: &mut U, read: &[u8]) -> io::Result<(u64, u64)>
 where
     C: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
     upstream.write_all(read).await?;
     upstream.flush().await?;
-    io::copy_bidirectional(client, upstream).await?;
-    Ok(())
+    io::copy_bidirectional(client, upstream).await
 }

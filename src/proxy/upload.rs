@@ -17,6 +17,7 @@ use super::{
     http1::{chunked, head, outbox::Outbox},
     io::Io,
     message::{Frame, RequestHead},
+    trace,
 };
 use crate::config::Upstream;
 
@@ -42,6 +43,8 @@ pub struct Message<'a> {
     pub upgrade: Option<&'a [u8]>,
     /// For a sidecar: what it gets of the body.
     pub sidecar: Option<Part>,
+    /// The span that what comes of it is a part of, instead of the client's.
+    pub trace: Option<trace::Context>,
 }
 
 /// How much of a request body a sidecar gets.
@@ -59,9 +62,13 @@ impl Message<'_> {
     /// What of the client's fields is not passed on, because it is ours to say.
     pub fn ours(&self) -> KnownSet {
         let ours = OURS.and(self.peer.replaced());
-        match self.sidecar {
+        let ours = match self.sidecar {
             None => ours,
             Some(_) => ours.with(Known::XCanaryBody),
+        };
+        match self.trace {
+            None => ours,
+            Some(_) => ours.with(Known::Traceparent),
         }
     }
 
@@ -70,6 +77,9 @@ impl Message<'_> {
         forwarded::put_forwarded(&self.head.headers, self.peer, self.origin, out);
         if let Some(id) = self.request_id {
             out.put(b"x-request-id: ", &[id]);
+        }
+        if let Some(trace) = self.trace {
+            out.put(b"traceparent: ", &[trace.to_header().as_bytes()]);
         }
         if self.takes_trailers {
             out.put(b"te: ", &[b"trailers"]);

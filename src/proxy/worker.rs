@@ -22,6 +22,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
+    access::{AccessLog, Lines},
     answers::Answers,
     arrival::{self, Arrived},
     date::Date,
@@ -31,12 +32,13 @@ use super::{
     record::Warnings,
     split::Lots,
     tls::{ServedTls, Tls, TlsSettings},
+    trace::Tracer,
     watch::{Order, Patience},
 };
 use crate::{
     clock,
     config::{Client, Config},
-    state::{Admission, Published, TallyWriter, TrialsWriter, snapshot::Reader},
+    state::{Admission, Published, TallyWriter, TrialsWriter, snapshot::Reader, spans::SpanSink},
 };
 
 /// How often idle upstream connections are looked through.
@@ -63,6 +65,10 @@ pub struct Worker {
     pub pools: Pools,
     /// Keeps warnings about upstreams from drowning the log.
     pub warnings: Warnings,
+    /// Where requests are told of, line by line, if they are.
+    pub access: Option<AccessLog>,
+    /// And as spans.
+    pub tracer: Option<Tracer>,
     /// The largest request head.
     pub max_header_bytes: usize,
     /// How TLS is spoken to clients, where it is.
@@ -128,6 +134,10 @@ pub struct Shared {
     pub lots: Lots,
     /// How they speak TLS.
     pub tls: TlsSettings,
+    /// Where lines of the access log go, if there is one.
+    pub access: Option<Lines>,
+    /// Where spans are left, if requests are traced.
+    pub spans: Option<SpanSink>,
     /// `max-connections`, where there is a limit.
     pub places: Option<Arc<Semaphore>>,
     /// How many they are: each keeps its share of the idle connections.
@@ -152,6 +162,8 @@ impl Worker {
             answers,
             lots,
             tls,
+            access,
+            spans,
             places: _,
             workers,
         } = shared;
@@ -179,6 +191,10 @@ impl Worker {
                 sidecar: pool(tls.sidecar.clone(), share(sidecar.max_idle_conns), &sidecar),
             },
             warnings: Warnings::default(),
+            access: access.map(AccessLog::new),
+            tracer: spans
+                .zip(config.tracing.as_ref())
+                .map(|(sink, tracing)| Tracer::new(sink, tracing.sample)),
             max_header_bytes: config.server.max_header_bytes,
             tls: tls.clients,
             http2: config.server.http2,
@@ -205,6 +221,9 @@ impl Worker {
             ticks.tick().await;
             let now = clock::now();
             self.date.borrow_mut().refresh();
+            if let Some(log) = &self.access {
+                log.flush();
+            }
             self.trials.close(self.snapshot.current().split.since);
             let draining = self.draining.get();
             for (_, arrived) in self.connections.borrow().iter() {

@@ -32,6 +32,7 @@ use crate::{
         headers,
         http1::framing,
         message::{Frame, RequestHead, ResponseHead},
+        notes::{Flag, Notes},
         service::{self, Reply, Then},
         upgrade::Tunnel,
         watch::{Order, Stage, Watch},
@@ -53,6 +54,8 @@ pub struct Stream {
     pub peer: Rc<Peer>,
     /// By what the client is known from now on, as the value of `Set-Cookie`.
     pub cookie: Cell<Option<Box<[u8]>>>,
+    /// What is to be told of it.
+    pub notes: Notes,
     session: Rc<Session>,
     /// `None` when a tunnel has it.
     body: RefCell<Option<Incoming>>,
@@ -97,6 +100,7 @@ pub async fn serve(
         watch: Watch::new(),
         peer: Rc::clone(&session.peer),
         cookie: Cell::new(None),
+        notes: Notes::default(),
         body: RefCell::new(Some(Incoming::of_request(
             incoming,
             head::announced(&parts.headers),
@@ -107,6 +111,10 @@ pub async fn serve(
         session,
     });
     stream.watch.enter(Stage::Request, started);
+    let (worker, peer) = (&stream.worker, &stream.peer);
+    stream
+        .notes
+        .begin(worker, peer, head.as_ref().ok(), started);
     let _registered = stream.session.register(&stream);
     let end = {
         let mut talk = pin!(stream.answer(head, started));
@@ -124,12 +132,24 @@ pub async fn serve(
     };
     match end {
         End::Done => {}
-        End::Left => debug!("the client has cancelled its request"),
+        End::Left => {
+            stream.notes.flag(Flag::ClientGone);
+            debug!("the client has cancelled its request");
+        }
         End::Broken => stream.reset(Reason::INTERNAL_ERROR),
-        End::Expired(Stage::Request) => stream.refuse_late(),
-        End::Expired(_) => stream.reset(Reason::CANCEL),
-        End::Cut => stream.reset(Reason::INTERNAL_ERROR),
+        End::Expired(stage) => {
+            stream.notes.flag(Flag::ClientTimedOut);
+            match stage {
+                Stage::Request => stream.refuse_late(),
+                _ => stream.reset(Reason::CANCEL),
+            }
+        }
+        End::Cut => {
+            stream.notes.flag(Flag::Cut);
+            stream.reset(Reason::INTERNAL_ERROR);
+        }
     }
+    stream.notes.end();
 }
 
 impl Stream {
@@ -197,7 +217,10 @@ impl Stream {
                     let client = Client::Http2(Rc::clone(self));
                     service::handle(head, &client, started).await
                 }
-                Err(refusal) => service::explain(&RequestError::from(refusal)),
+                Err(refusal) => {
+                    self.notes.flag(Flag::Refused);
+                    service::explain(&RequestError::from(refusal))
+                }
             }
         };
         let reply = {
@@ -256,6 +279,8 @@ impl Stream {
         let Some(response) = self.head(&head, &body, switches) else {
             return End::Broken;
         };
+        let status = head.status;
+        self.notes.add(|entry| entry.status = Some(status));
         // It holds on to all that was read with it.
         drop(head);
         self.watch.enter(Stage::Response, clock::recent());
@@ -349,6 +374,8 @@ impl Stream {
                     match ended {
                         true => Ok(()),
                         false => {
+                            let length = data.len() as u64;
+                            self.notes.add(|entry| entry.response_bytes += length);
                             is_last = body.is_over();
                             outgoing.put(data, is_last)
                         }
@@ -397,7 +424,10 @@ impl Stream {
         };
         let mut client = StreamIo::new(outgoing, incoming);
         match tunnel.run(&mut client, &[]).await {
-            Ok(()) => End::Done,
+            Ok(copied) => {
+                self.notes.copied(copied);
+                End::Done
+            }
             Err(error) => {
                 debug!(%error, "tunnel broke off");
                 End::Broken
@@ -406,6 +436,8 @@ impl Stream {
     }
 
     fn refuse_late(&self) {
+        let status = StatusCode::REQUEST_TIMEOUT;
+        self.notes.add(|entry| entry.status = Some(status));
         let mut response = http::Response::new(());
         *response.status_mut() = StatusCode::REQUEST_TIMEOUT;
         *response.version_mut() = Version::HTTP_2;

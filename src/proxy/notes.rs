@@ -1,0 +1,306 @@
+//! What is kept of a request while it is worked on, for who wants to know of each one: the access log
+//! ([`super::access`]) and traces ([`super::trace`]).
+//!
+//! Nothing is kept where nobody wants to know. Whatever a request comes to, it is told once: when its notes are
+//! dropped.
+
+use std::{cell::RefCell, net::IpAddr, rc::Rc, time::Instant};
+
+use http::{Method, StatusCode, Version};
+
+use super::{
+    forwarded::{Origin, Peer},
+    message::RequestHead,
+    trace::{self, Context, Trace},
+    worker::Worker,
+};
+use crate::{
+    clock,
+    policy::{FailureKind, Reason, SidecarResult, Target},
+};
+
+/// The notes of a client's current request, if there are any.
+#[derive(Default)]
+pub struct Notes(RefCell<Option<Box<Entry>>>);
+
+/// What is known of a request.
+pub struct Entry {
+    worker: Rc<Worker>,
+    /// When its head was there.
+    pub started: Instant,
+    /// Who sent it.
+    pub client: Client,
+    /// What it asked for; `None` where that could not be read.
+    pub asked: Option<Asked>,
+    /// What it is called.
+    pub request_id: Box<[u8]>,
+    /// Where it was to go, why, and when that was known.
+    pub decided: Option<(Reason, Instant)>,
+    /// What the sidecar was asked for it.
+    pub question: Option<Question>,
+    /// The upstreams that it was sent to, in order.
+    pub attempts: Vec<Attempt>,
+    /// What the client got.
+    pub status: Option<StatusCode>,
+    /// Bytes of its body that came, and of the response's that were sent.
+    pub request_bytes: u64,
+    /// Likewise.
+    pub response_bytes: u64,
+    /// What else went wrong.
+    pub flags: Vec<Flag>,
+    /// What it is a part of, where it is traced.
+    pub trace: Option<Trace>,
+}
+
+/// Who sent a request.
+pub enum Client {
+    /// Who is at the other end of the connection.
+    Peer(Box<str>),
+    /// Somebody behind it.
+    Behind(IpAddr),
+}
+
+/// What a request asks for.
+pub struct Asked {
+    /// How.
+    pub method: Method,
+    /// What, as it came, without its query.
+    pub path: Box<[u8]>,
+    /// In which version of HTTP.
+    pub version: Version,
+}
+
+/// A question to the sidecar.
+pub struct Question {
+    /// When it was asked.
+    pub started: Instant,
+    /// When it was answered, or had failed.
+    pub ended: Instant,
+    /// What came of it.
+    pub result: SidecarResult,
+    /// Its span.
+    pub span: Option<u64>,
+}
+
+/// A request on its way to an upstream.
+pub struct Attempt {
+    /// Which one.
+    pub target: Target,
+    /// When.
+    pub started: Instant,
+    /// The status of its response, and when its head came.
+    pub answered: Option<(u16, Instant)>,
+    /// What went wrong, and when; perhaps after the head.
+    pub failed: Option<(FailureKind, Instant)>,
+    /// Its span.
+    pub span: Option<u64>,
+}
+
+/// What may have gone wrong beside what upstreams do: a closed set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flag {
+    /// The router does not forward it.
+    Refused,
+    /// Its client let us wait for too long.
+    ClientTimedOut,
+    /// Its client left.
+    ClientGone,
+    /// Its body broke off.
+    BodyBroken,
+    /// Main answered what the canary had been sent.
+    Replayed,
+    /// The client got `fallback.static`.
+    Static,
+    /// Main was not asked, because its breaker is open.
+    MainBreakerOpen,
+    /// The process ended.
+    Cut,
+}
+
+impl Flag {
+    /// The word for it.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Flag::Refused => "refused",
+            Flag::ClientTimedOut => "client_timed_out",
+            Flag::ClientGone => "client_gone",
+            Flag::BodyBroken => "body_broken",
+            Flag::Replayed => "replayed",
+            Flag::Static => "static",
+            Flag::MainBreakerOpen => "main_breaker_open",
+            Flag::Cut => "cut",
+        }
+    }
+}
+
+impl Notes {
+    /// A request has come, or something that was to be one, which has no head.
+    pub fn begin(
+        &self,
+        worker: &Rc<Worker>,
+        peer: &Peer,
+        head: Option<&RequestHead>,
+        started: Instant,
+    ) {
+        if worker.access.is_none() && worker.tracer.is_none() {
+            return;
+        }
+        let trace = match (&worker.tracer, head) {
+            (Some(tracer), Some(head)) => tracer.begin(head),
+            _ => None,
+        };
+        if worker.access.is_none() && trace.is_none() {
+            return;
+        }
+        let entry = Entry {
+            worker: Rc::clone(worker),
+            started,
+            client: Client::Peer(peer.text.as_str().into()),
+            asked: head.map(|head| Asked {
+                method: head.method.clone(),
+                path: head.target.path().into(),
+                version: head.version,
+            }),
+            request_id: Box::default(),
+            decided: None,
+            question: None,
+            attempts: Vec::new(),
+            status: None,
+            request_bytes: 0,
+            response_bytes: 0,
+            flags: Vec::new(),
+            trace,
+        };
+        *self.0.borrow_mut() = Some(Box::new(entry));
+    }
+
+    /// It is over: it is told.
+    pub fn end(&self) {
+        drop(self.0.take());
+    }
+
+    /// Writes something down, if anybody wants to know.
+    #[inline]
+    pub fn add(&self, note: impl FnOnce(&mut Entry)) {
+        if let Some(entry) = &mut *self.0.borrow_mut() {
+            note(entry);
+        }
+    }
+
+    /// A tunnel has ended: how many bytes came from the client, and from the upstream.
+    pub fn copied(&self, (up, down): (u64, u64)) {
+        self.add(|entry| {
+            entry.request_bytes += up;
+            entry.response_bytes += down;
+        });
+    }
+
+    /// Something went wrong.
+    pub fn flag(&self, flag: Flag) {
+        self.add(|entry| {
+            if !entry.flags.contains(&flag) {
+                entry.flags.push(flag);
+            }
+        });
+    }
+
+    /// Where the request comes from, and what it is called.
+    #[inline]
+    pub fn came_from<'a>(
+        &self,
+        origin: &Origin<'_>,
+        peer: &Peer,
+        request_id: impl FnOnce() -> Option<&'a [u8]>,
+    ) {
+        self.add(|entry| {
+            if origin.client != peer.address {
+                entry.client = Client::Behind(origin.client);
+            }
+            entry.request_id = request_id().unwrap_or_default().into();
+        });
+    }
+
+    /// It is sent to an upstream now. What that is to be told of the trace.
+    #[inline]
+    pub fn sending(&self, target: Target) -> Option<Context> {
+        let mut context = None;
+        self.add(|entry| {
+            let span = entry.trace.as_ref().map(|_| trace::fresh_span());
+            context = entry.context(span);
+            entry.attempts.push(Attempt {
+                target,
+                started: clock::now(),
+                answered: None,
+                failed: None,
+                span,
+            });
+        });
+        context
+    }
+
+    /// It has answered.
+    #[inline]
+    pub fn answered(&self, status: StatusCode) {
+        self.add(|entry| {
+            if let Some(attempt) = entry.attempts.last_mut() {
+                attempt.answered = Some((status.as_u16(), clock::now()));
+            }
+        });
+    }
+
+    /// It has failed.
+    pub fn failed(&self, kind: FailureKind) {
+        self.add(|entry| {
+            if let Some(attempt) = entry.attempts.last_mut() {
+                attempt.failed = Some((kind, clock::now()));
+            }
+        });
+    }
+
+    /// The sidecar is asked now. Its span, and what it is to be told of the trace.
+    pub fn asking(&self) -> Option<Context> {
+        let mut context = None;
+        self.add(|entry| {
+            let span = entry.trace.as_ref().map(|_| trace::fresh_span());
+            context = entry.context(span);
+        });
+        context
+    }
+
+    /// It was asked.
+    pub fn asked(&self, started: Instant, context: Option<Context>, result: SidecarResult) {
+        self.add(|entry| {
+            entry.question = Some(Question {
+                started,
+                ended: clock::now(),
+                result,
+                span: context.map(|context| context.span),
+            });
+        });
+    }
+}
+
+impl Entry {
+    fn context(&self, span: Option<u64>) -> Option<Context> {
+        let trace = self.trace.as_ref()?;
+        Some(Context {
+            trace: trace.id,
+            span: span?,
+        })
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let worker = Rc::clone(&self.worker);
+        let now = clock::now();
+        if let Some(log) = &worker.access {
+            let statuses = worker.snapshot.current().config.sidecar_statuses;
+            log.add(self, statuses, now);
+        }
+        if let (Some(tracer), Some(trace)) = (&worker.tracer, self.trace.take()) {
+            let statuses = worker.snapshot.current().config.sidecar_statuses;
+            tracer.leave(trace::spans(self, trace, statuses, now));
+        }
+    }
+}
