@@ -1,6 +1,6 @@
 //! The whole thing on one screen: a main, a canary that fails now and then, a sidecar and the router,
-//! on free ports of this machine, with some traffic through them; then a rollout of the same canary, and how the
-//! judge ends it.
+//! on free ports of this machine, with some traffic through them; then a rollout of the same canary, how the
+//! judge ends it, and the dashboard to look at.
 //!
 //!     cargo run --release --example demo
 
@@ -41,6 +41,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 /// In the rollout: requests per second, and the longest that it may take.
 const RATE: u32 = 100;
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Requests per second afterwards, so that there is something to see.
+const AFTERWARDS: u32 = 20;
 
 /// How many users the demo has, and how often each of them comes.
 const USERS: u64 = 200;
@@ -106,7 +108,8 @@ async fn run() -> Result<()> {
             println!("  {line}");
         }
     }
-    let rolled_out = roll_out(main, canary).await?;
+    let (rolling, rolled_out) = roll_out(main, canary).await?;
+    spawn_local(go_on(rolling));
     println!(
         "\nIt is all still there. Try:\n  \
          curl -i http://{router}/hello\n  \
@@ -117,6 +120,8 @@ async fn run() -> Result<()> {
          curl http://{metrics}/health/ready\n  \
          curl http://{rolled_out}/status\n  \
          curl -X POST http://{rolled_out}/rollout/start\n\n\
+         And open http://{rolled_out}/ in a browser: the dashboard of the rollout, through which {AFTERWARDS} requests\n\
+         per second go on.\n\n\
          Ctrl-C ends it."
     );
     tokio::signal::ctrl_c().await?;
@@ -127,8 +132,20 @@ async fn run() -> Result<()> {
     Ok(())
 }
 
-/// Rolls the canary out, without a sidecar, and shows what becomes of that. Where its router takes commands.
-async fn roll_out(main: SocketAddr, canary: SocketAddr) -> Result<SocketAddr> {
+/// Some traffic, without end. What becomes of it the dashboard shows.
+async fn go_on(router: SocketAddr) {
+    let mut ticks = interval(Duration::from_secs(1) / AFTERWARDS);
+    loop {
+        ticks.tick().await;
+        spawn_local(async move {
+            let _seen = ask(router, "GET", "/hello", ("accept", "*/*")).await;
+        });
+    }
+}
+
+/// Rolls the canary out, without a sidecar, and shows what becomes of that. Where its router takes requests, and
+/// where commands.
+async fn roll_out(main: SocketAddr, canary: SocketAddr) -> Result<(SocketAddr, SocketAddr)> {
     let file = serde_json::json!({
         "main-target": format!("http://{main}"),
         "canary-target": format!("http://{canary}"),
@@ -188,7 +205,7 @@ async fn roll_out(main: SocketAddr, canary: SocketAddr) -> Result<SocketAddr> {
     }
     // It serves on until the process ends.
     std::mem::forget(running);
-    Ok(admin)
+    Ok((router, admin))
 }
 
 /// A port that was free a moment ago.
