@@ -17,6 +17,7 @@ use crate::{
     control::{
         self, Control, analyst,
         keeper::{Keeper, StateError, Writer, random_salt},
+        traces::{self, CollectorError, Exporter, Pace},
     },
     proxy::{
         access::Lines,
@@ -28,7 +29,7 @@ use crate::{
     },
     state::{
         Admission, Durability, Lifecycle, Phase, Published, Reloads, Seen, SharedProgress,
-        Snapshot, Tally, Trials, admission::Terms, trials,
+        Snapshot, SpanCounts, SpanSink, Spans, Tally, Trials, admission::Terms, spans, trials,
     },
     telemetry,
 };
@@ -40,8 +41,17 @@ pub struct App {
     instrumentation: Option<TcpListener>,
     tls: TlsSettings,
     keeper: Option<Keeper>,
+    traced: Option<Traced>,
     /// What makes the draws of this installation its own.
     salt: u128,
+}
+
+/// The way of spans to the collector.
+struct Traced {
+    sink: SpanSink,
+    left: std_mpsc::Receiver<Spans>,
+    counts: Arc<SpanCounts>,
+    exporter: Exporter,
 }
 
 /// Why the process cannot start.
@@ -65,6 +75,9 @@ pub enum StartError {
     /// What an earlier process has left cannot be used.
     #[error("/state/file: {0}")]
     State(StateError),
+    /// Spans could be sent to nobody.
+    #[error(transparent)]
+    Traces(#[from] CollectorError),
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
@@ -116,6 +129,7 @@ impl App {
             Some(keeper) => keeper.kept().salt,
             None => random_salt().map_err(StartError::State)?,
         };
+        let traced = traced(&config)?;
         let workers = match config.server.workers {
             0 => thread::available_parallelism().map_or(1, Into::into),
             workers => workers,
@@ -137,6 +151,7 @@ impl App {
             instrumentation,
             tls,
             keeper,
+            traced,
             salt,
         })
     }
@@ -204,6 +219,24 @@ impl App {
             None => None,
         };
         let (stop_keeper, durability) = kept.unzip();
+        let threads = workers
+            + usize::from(self.instrumentation.is_some())
+            + usize::from(stop_keeper.is_some())
+            + usize::from(self.traced.is_some());
+        let mut spans = None;
+        if let Some(traced) = self.traced {
+            let report = EndReport {
+                who: "traces",
+                report: Some(report.clone()),
+            };
+            let stop = control_stopped.clone();
+            spawn("traces", move || {
+                report.send(traced.exporter.run(traced.left, stop))
+            })?;
+            spans = Some((traced.sink, traced.counts));
+        }
+        // The sinks are for the workers, one each.
+        let (_sink, spans) = spans.unzip();
         let mut tallies = Vec::with_capacity(workers);
         let mut trials = Vec::with_capacity(workers);
         let shared = Shared {
@@ -243,9 +276,6 @@ impl App {
                 report.send(worker::run(setup))
             })?;
         }
-        let threads = workers
-            + usize::from(self.instrumentation.is_some())
-            + usize::from(stop_keeper.is_some());
         if let Some(listener) = self.instrumentation {
             let (lifecycle, reloads) = (Arc::clone(&lifecycle), Arc::clone(&reloads));
             let control = Control {
@@ -259,6 +289,8 @@ impl App {
                 keeping: stop_keeper.clone(),
                 durability,
                 reloads,
+                spans,
+                dropped_lines: telemetry::dropped_lines,
                 lifecycle,
             };
             let report = EndReport {
@@ -335,13 +367,27 @@ impl Running {
                 None => break,
             }
             if self.gone == self.workers {
-                // Health says "draining" up to here, and up to here something may be counted.
+                // Health says "draining" up to here, and up to here something may be counted or traced.
                 self.stop_control.send_replace(true);
                 self.stop_keeper = None;
             }
         }
         Ok(())
     }
+}
+
+fn traced(config: &Config) -> Result<Option<Traced>, CollectorError> {
+    let Some(tracing) = &config.tracing else {
+        return Ok(None);
+    };
+    let (sink, left, counts) = spans::channel(traces::ROOM);
+    let exporter = Exporter::new(tracing, Arc::clone(&counts), Pace::default())?;
+    Ok(Some(Traced {
+        sink,
+        left,
+        counts,
+        exporter,
+    }))
 }
 
 /// As many descriptors as the process may have: the limit that it starts with is often the one of an

@@ -9,7 +9,7 @@
 //! | [`config`] | the file, judged and right by construction | `policy` |
 //! | [`state`] | what both planes share: snapshot, permits, tallies | `policy`, `config` |
 //! | [`proxy`] | the data plane: worker threads that forward requests | `state`, `policy`, `config`, `clock` |
-//! | [`control`] | the control plane: metrics, health, commands and the judge, on its own thread | `state`, `policy`, `config`, `clock` |
+//! | [`control`] | the control plane: metrics, health, commands and the judge, on its own thread; state file and spans on theirs | `state`, `policy`, `config`, `clock` |
 //! | [`app`] | puts it together, starts and stops it | all |
 //! | [`cli`] | the command line of a router that runs: a client of the instrumentation port | `VERSION` |
 //! | [`clock`] | the only place that reads time | the standard library |

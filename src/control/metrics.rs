@@ -23,7 +23,7 @@ use crate::{
         rollout::{Phase, Verdict},
     },
     state::{
-        Admission, Durability, Gate, Published, Reloads, Tally,
+        Admission, Durability, Gate, Published, Reloads, SpanCounts, Tally,
         tally::{LATENCY_BOUNDS_US, SIDECAR_BOUNDS_US, Totals},
     },
 };
@@ -54,6 +54,8 @@ impl Exposition {
             tallies: control.tallies.clone(),
             durability: control.durability.clone(),
             reloads: Arc::clone(&control.reloads),
+            spans: control.spans.clone(),
+            dropped_lines: control.dropped_lines,
             desc: Desc::new(
                 "canary_router".into(),
                 "All metrics of the router".into(),
@@ -85,6 +87,8 @@ struct Families {
     tallies: Vec<Arc<Tally>>,
     durability: Option<Arc<Durability>>,
     reloads: Arc<Reloads>,
+    spans: Option<Arc<SpanCounts>>,
+    dropped_lines: fn() -> u64,
     desc: Desc,
 }
 
@@ -126,6 +130,8 @@ impl Collector for Families {
         families.extend(breakers(&self.admission));
         families.extend(self.durability.as_deref().map(state_writes));
         families.extend(config_reloads(&self.reloads));
+        families.extend(self.spans.as_deref().map(spans));
+        families.push(dropped_lines((self.dropped_lines)()));
         let remaining = self.admission.remaining();
         for (name, help, left) in [
             (
@@ -463,6 +469,28 @@ fn config_reloads(reloads: &Reloads) -> [MetricFamily; 2] {
             vec![gauge(&[], last_success)],
         ),
     ]
+}
+
+fn spans(counts: &SpanCounts) -> MetricFamily {
+    by_result(
+        "canary_router_spans_total",
+        "Spans of requests: taken by the collector, not taken by it, or never sent for want of room or time",
+        [
+            ("dropped", counts.dropped()),
+            ("failed", counts.failed()),
+            ("sent", counts.sent()),
+        ]
+        .into_iter(),
+    )
+}
+
+fn dropped_lines(count: u64) -> MetricFamily {
+    family(
+        "canary_router_log_lines_dropped_total",
+        "Lines that there was no room for while stdout took none",
+        MetricType::COUNTER,
+        vec![counter(&[], count)],
+    )
 }
 
 /// Counts that differ in the label `result`.

@@ -15,6 +15,7 @@ pub mod minute;
 pub mod readiness;
 pub mod status;
 pub mod summary;
+pub mod traces;
 pub mod weights;
 
 use std::{
@@ -50,7 +51,7 @@ use crate::{
     policy::Target,
     state::{
         Admission, Durability, Lifecycle, Progress, Published, Reloads, Seen, SharedProgress,
-        Tally, Trials,
+        SpanCounts, Tally, Trials,
     },
 };
 
@@ -84,6 +85,10 @@ pub struct Control {
     pub durability: Option<Arc<Durability>>,
     /// How reading the configuration again goes.
     pub reloads: Arc<Reloads>,
+    /// What became of spans, where requests are traced.
+    pub spans: Option<Arc<SpanCounts>>,
+    /// How many lines of the log there was no room for.
+    pub dropped_lines: fn() -> u64,
     /// Where the process stands.
     pub lifecycle: Arc<Lifecycle>,
 }

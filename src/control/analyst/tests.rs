@@ -46,6 +46,8 @@ impl Rig {
             keeping: None,
             durability: None,
             reloads: Arc::new(Reloads::new(SystemTime::UNIX_EPOCH)),
+            spans: None,
+            dropped_lines: || 0,
             lifecycle: Arc::new(Lifecycle::default()),
         };
         Rig {
