@@ -7,8 +7,7 @@
 use std::{
     io::{BufRead, BufReader},
     net::SocketAddr,
-    path::PathBuf,
-    process::{Child, ChildStdin, Command, Stdio},
+    process::{Child, ChildStdin, Stdio},
 };
 
 use h2::{Reason, client};
@@ -20,19 +19,6 @@ use crate::support::{
     *,
 };
 
-fn python() -> PathBuf {
-    let python = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/bin/python3");
-    assert!(
-        std::fs::exists(python).unwrap(),
-        "{python} is missing, and these tests are worth nothing without it: tests/run makes it"
-    );
-    python.into()
-}
-
-fn script(name: &str) -> String {
-    format!("{}/tests/it/peers/{name}", env!("CARGO_MANIFEST_DIR"))
-}
-
 /// The service. It ends with this value.
 struct Service {
     address: SocketAddr,
@@ -42,8 +28,7 @@ struct Service {
 
 impl Service {
     fn start(arguments: &[&str]) -> Service {
-        let mut process = Command::new(python())
-            .arg(script("grpc_server.py"))
+        let mut process = python("grpc_server.py")
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -76,8 +61,7 @@ impl Drop for Service {
 
 /// Does it through a router.
 fn play(scenario: &str, router: SocketAddr, service: SocketAddr, ca: Option<&str>) {
-    let played = Command::new(python())
-        .arg(script("grpc_client.py"))
+    let played = python("grpc_client.py")
         .args([scenario, &router.to_string(), &service.to_string()])
         .args(ca)
         .stdin(Stdio::null())

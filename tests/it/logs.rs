@@ -568,3 +568,62 @@ async fn a_failing_sidecar_does_not_hide_a_failing_canary() {
         "{log:#?}"
     );
 }
+
+/// Has the router write more lines than it keeps room for: 24 KiB of escaped zeros each.
+async fn much_is_logged(program: &Program) -> f64 {
+    let body = "\0".repeat(4096);
+    let dropped = async || {
+        let metrics = Metrics(get(program.instrumentation, "/metrics", "").await.text());
+        metrics.value("canary_router_log_lines_dropped_total")
+    };
+    soon(async {
+        while dropped().await == 0.0 {
+            for _ in 0..50 {
+                let response = request(program.address, "POST", "/", "", &body).await;
+                assert_eq!(response.status, 200);
+            }
+        }
+    })
+    .await;
+    dropped().await
+}
+
+fn much() -> Value {
+    json!({"level": "debug", "debug-request-body": true, "debug-response-body": true})
+}
+
+#[tokio::test]
+async fn while_nobody_reads_the_log_requests_go_on_and_what_is_lost_is_counted() {
+    let main = Upstream::start(|request| answer(200, "", &request.text())).await;
+    let config = json!({"main-target": main.url(), "canary-target": main.url(), "log": much()});
+    let mut program = Program::start_stalled(config).await;
+    let dropped = much_is_logged(&program).await;
+    program.process.goes_on();
+    let response = get(program.address, "/last", "").await;
+    assert_eq!(response.status, 200);
+    eventually(|| {
+        let stdout = program.process.stdout();
+        stdout.iter().any(|line| line.contains("/last"))
+    })
+    .await;
+    program.process.signal("TERM");
+    assert_eq!(program.process.ended().await.code(), Some(0));
+    // Whole lines only, and no more is missing than was said.
+    let log = program.process.log();
+    let bodies = log
+        .iter()
+        .filter(|line| line.to_string().contains("\\u0000"));
+    let kept = bodies.count();
+    let lost = 2 * (main.count() - 1) - kept;
+    assert!(lost > 0 && lost as f64 <= dropped, "{lost} of {dropped}");
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_does_not_hold_the_end_up() {
+    let main = Upstream::start(|request| answer(200, "", &request.text())).await;
+    let config = json!({"main-target": main.url(), "canary-target": main.url(), "log": much()});
+    let mut program = Program::start_stalled(config).await;
+    much_is_logged(&program).await;
+    program.process.signal("TERM");
+    assert_eq!(program.process.ended().await.code(), Some(0));
+}

@@ -63,5 +63,6 @@ mod split;
 mod state;
 mod timeouts;
 mod tls;
+mod traces;
 mod trailers;
 mod upgrades;

@@ -19,7 +19,7 @@ pub mod strict;
 mod trio;
 mod upstream;
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, process::Command, time::Duration};
 
 use tokio::task::JoinSet;
 
@@ -68,6 +68,21 @@ where
 {
     let tasks: JoinSet<F::Output> = futures.into_iter().collect();
     tasks.join_all().await
+}
+
+/// A peer of `tests/it/peers`, with the libraries that `tests/run` installs for it.
+pub fn python(script: &str) -> Command {
+    let python = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/bin/python3");
+    assert!(
+        std::fs::exists(python).unwrap(),
+        "{python} is missing, and these tests are worth nothing without it: tests/run makes it"
+    );
+    let mut command = Command::new(python);
+    command.arg(format!(
+        "{}/tests/it/peers/{script}",
+        env!("CARGO_MANIFEST_DIR")
+    ));
+    command
 }
 
 /// `n` bytes in which every shift and every loss shows.

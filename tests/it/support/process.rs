@@ -1,7 +1,7 @@
 //! The real program, as a process of its own.
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, PipeReader, Read},
     net::SocketAddr,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
@@ -80,6 +80,8 @@ pub struct Process {
     child: Child,
     stdout: Output,
     stderr: Output,
+    /// What it writes and nobody reads.
+    stalled: Option<PipeReader>,
 }
 
 /// What a process wrote so far, and the thread that reads it.
@@ -110,6 +112,20 @@ impl Process {
     pub fn start_unread(folder: &Folder, arguments: &[&str]) -> Process {
         let (_closed, stdout) = std::io::pipe().unwrap();
         Process::spawn_into(stdout.into(), Command::new(BINARY), folder, arguments)
+    }
+
+    /// Starts it in `folder`; nobody reads its stdout, though somebody could.
+    pub fn start_stalled(folder: &Folder, arguments: &[&str]) -> Process {
+        let (unread, stdout) = std::io::pipe().unwrap();
+        let mut process =
+            Process::spawn_into(stdout.into(), Command::new(BINARY), folder, arguments);
+        process.stalled = Some(unread);
+        process
+    }
+
+    /// Has somebody read what nobody did.
+    pub fn goes_on(&mut self) {
+        self.stdout = Output::read(self.stalled.take().expect("it was started stalled"));
     }
 
     /// Starts it in `folder` with room for that many descriptors.
@@ -177,6 +193,7 @@ impl Process {
             child,
             stdout,
             stderr,
+            stalled: None,
         }
     }
 

@@ -21,6 +21,11 @@ impl Program {
         Program::spawn(config, Process::start).await
     }
 
+    /// The same, and nobody reads its stdout.
+    pub async fn start_stalled(config: Value) -> Program {
+        Program::spawn(config, Process::start_stalled).await
+    }
+
     /// The same, with room for that many descriptors.
     pub async fn start_with_descriptors(descriptors: usize, config: Value) -> Program {
         Program::spawn(config, |folder, arguments| {
