@@ -235,8 +235,8 @@ impl App {
             })?;
             spans = Some((traced.sink, traced.counts));
         }
-        // The sinks are for the workers, one each.
-        let (_sink, spans) = spans.unzip();
+        // The sinks are for the workers, one each: when they are gone, there are no more spans.
+        let (sink, spans) = spans.unzip();
         let mut tallies = Vec::with_capacity(workers);
         let mut trials = Vec::with_capacity(workers);
         let shared = Shared {
@@ -249,7 +249,7 @@ impl App {
                 let lines = telemetry::lines();
                 Arc::new(move |piece: &[u8]| lines.write(piece)) as Lines
             }),
-            spans: None,
+            spans: sink,
             places: match config.server.max_connections {
                 0 => None,
                 most => Some(Arc::new(Semaphore::new(most))),

@@ -46,10 +46,10 @@ pub fn status(
             .as_ref()
             .is_some_and(|rollout| rollout.settings.dry_run),
         strength: shown_strength(analyst),
-        last: analyst.decisions().front().and_then(|decision| {
-            let is_by_operator = decision["by"] == "operator";
-            Some((is_by_operator, decision["text"].as_str()?))
-        }),
+        last: analyst
+            .decisions()
+            .front()
+            .and_then(|decision| Some((decision["by"].as_str()?, decision["why"].as_str()?))),
         breakers,
         sidecar,
         requests_left: remaining.requests,

@@ -62,8 +62,8 @@ pub struct Facts<'a> {
     pub dry_run: bool,
     /// What the judge says, where anything was counted.
     pub strength: Option<&'a Strength>,
-    /// Why the rollout is in its phase: whether an operator has said so, and the words.
-    pub last: Option<(bool, &'a str)>,
+    /// Who decided last, and why: words of the decision log.
+    pub last: Option<(&'a str, &'a str)>,
     /// The breakers of main and canary, by [`Target::index`].
     pub breakers: [State; Target::ALL.len()],
     /// And the sidecar's.
@@ -125,22 +125,36 @@ fn guards(facts: &Facts<'_>) -> Said {
 
 /// What the rollout has come to.
 fn rollout(facts: &Facts<'_>) -> Said {
-    let (by_operator, why) = facts.last.unwrap_or((true, ""));
-    let said = match facts.phase {
-        Phase::RolledBack if by_operator => (
+    let (by, why) = facts.last.unwrap_or_default();
+    let said = match (facts.phase, why) {
+        (Phase::RolledBack, _) if by == "operator" => (
             Level::Idle,
             "An operator has ended the rollout: main gets everything".into(),
         ),
-        Phase::RolledBack => (Level::Bad, format!("Rolled back: {why}")),
-        Phase::Paused if !by_operator => (
+        (Phase::RolledBack, why) => {
+            let why = match why {
+                "unhealthy" => "The canary was worse than allowed and is rolled back",
+                "rolled-back-without-evidence" => {
+                    "There was too little evidence, and the canary is rolled back"
+                }
+                "judge-failed" => "The judge has failed, and the canary is rolled back",
+                _ => "The canary is rolled back",
+            };
+            (Level::Bad, format!("{why}: main gets everything"))
+        }
+        (Phase::Paused, "paused-without-evidence") => (
             Level::Warn,
-            format!("The rollout waits for somebody: {why}"),
+            "The rollout is paused, for there is too little evidence to go on: somebody has to look".into(),
+        ),
+        (Phase::Paused, "steps-changed") => (
+            Level::Warn,
+            "The rollout is paused, for the configuration has other steps now: somebody has to look".into(),
         ),
         _ if facts.weight == Weight::NONE => (
             Level::Idle,
             "The canary gets nothing: its weight is 0 %".into(),
         ),
-        Phase::Idle | Phase::Progressing | Phase::Paused | Phase::Succeeded => return None,
+        (Phase::Idle | Phase::Progressing | Phase::Paused | Phase::Succeeded, _) => return None,
     };
     Some(said)
 }
@@ -288,7 +302,7 @@ mod tests {
             weight: Weight::new(500).unwrap(),
             dry_run: false,
             strength: Some(strength),
-            last: Some((true, "an operator has started the rollout")),
+            last: Some(("operator", "start")),
             breakers: [State::Closed; 2],
             sidecar: State::Closed,
             requests_left: None,
@@ -332,19 +346,23 @@ mod tests {
         let rolled_back = Facts {
             phase: Phase::RolledBack,
             weight: Weight::NONE,
-            last: Some((false, "the canary is worse than allowed: rolled back")),
+            last: Some(("judge", "unhealthy")),
             ..facts.clone()
         };
-        says(&rolled_back, Level::Bad, "Rolled back: the canary is worse");
+        says(
+            &rolled_back,
+            Level::Bad,
+            "worse than allowed and is rolled back: main gets everything",
+        );
         // Its breaker has nothing to keep away any more.
         let open = [State::Closed, State::Open];
         let both = Facts {
             breakers: open,
             ..rolled_back.clone()
         };
-        says(&both, Level::Bad, "Rolled back");
+        says(&both, Level::Bad, "is rolled back");
         let aborted = Facts {
-            last: Some((true, "")),
+            last: Some(("operator", "abort")),
             ..rolled_back
         };
         says(&aborted, Level::Idle, "An operator");
@@ -399,14 +417,10 @@ mod tests {
         );
         let paused = Facts {
             phase: Phase::Paused,
-            last: Some((false, "too little evidence")),
+            last: Some(("clock", "paused-without-evidence")),
             ..facts
         };
-        says(
-            &paused,
-            Level::Warn,
-            "waits for somebody: too little evidence",
-        );
+        says(&paused, Level::Warn, "too little evidence to go on");
     }
 
     #[test]
