@@ -224,6 +224,13 @@ impl ResponseBody {
         }
     }
 
+    /// The client does not get this response, but one with that status.
+    pub fn replaced_by(&mut self, status: StatusCode) {
+        if let Some(record) = &mut self.record {
+            record.responds(status);
+        }
+    }
+
     /// Logs the body when it ends, up to a cap.
     pub fn logged(&mut self) {
         self.log = Some(BodyLog::new("response body", self.target));

@@ -254,7 +254,12 @@ impl Stream {
         };
         let reply = match wrong {
             Some(why) => {
-                service::explain(&UpstreamError::caused(FailureKind::Malformed, why).into())
+                let error = UpstreamError::caused(FailureKind::Malformed, why);
+                let explained = service::explain(&error.into());
+                if let Body::Upstream(mut body) = reply.body {
+                    body.replaced_by(explained.head.status);
+                }
+                explained
             }
             None => reply,
         };
