@@ -234,7 +234,8 @@ function renderSummary(status) {
   attribute(summary, "data-level", known);
   attribute($(".level-ground", summary), "d", LEVELS[known].ground);
   attribute($(".level-sign", summary), "d", LEVELS[known].sign);
-  text(part(summary, "level"), headline(status));
+  const isOld = seen.connection !== "live";
+  text(part(summary, "level"), isOld ? `${duration(silence() / 1000)} ago: ${headline(status)}` : headline(status));
   text($("#verdict"), status.summary?.text ?? "");
   const [last] = status.decisions;
   text(part(summary, "latest"), last ? `${age(last)}, ${by(last)}: ${last.text}.` : "Nothing has been decided yet.");
@@ -258,7 +259,7 @@ function renderTargets(status) {
     attribute(url, "title", target.url);
     const share = name === "canary" ? status.weight : 100 - status.weight;
     value(field(card, "share"), weight(share));
-    note(card, "share", all ? `of eligible requests; had ${percent(target.requests / all)} of all` : "of eligible requests");
+    note(card, "share", all ? `of eligible requests; got ${percent(target.requests / all)} of all` : "of eligible requests");
     value(field(card, "rate"), rate(target.requests_per_second));
     note(card, "rate", target.inflight === undefined ? "" : `${count(target.inflight)} in flight`);
     value(field(card, "failure-ratio"), target.failure_ratio === null ? null : percent(target.failure_ratio));
@@ -271,7 +272,7 @@ function renderTargets(status) {
   const fails = compareFailures(main, canary);
   const counts = (target) => target.requests ? `${count(target.failures)} of ${count(target.requests)}` : "";
   note($("#main-card"), "failure-ratio", counts(main), fails.worse === "main");
-  note($("#canary-card"), "failure-ratio", fails.words || counts(canary), fails.worse === "canary");
+  note($("#canary-card"), "failure-ratio", fails.words, fails.worse === "canary", counts(canary));
   for (const quantile of ["p50", "p99"]) {
     const takes = compareLatency(main.latency_seconds[quantile], canary.latency_seconds[quantile]);
     note($("#main-card"), quantile, takes.worse === "main" ? "slower" : "", takes.worse === "main");
@@ -293,7 +294,7 @@ function compareFailures(main, canary) {
   const ratio = canary.failure_ratio / main.failure_ratio;
   const words = main.failure_ratio === canary.failure_ratio ? "as main"
     : main.failure_ratio === 0 ? "main fails none"
-    : canary.failure_ratio === 0 ? "main fails some"
+    : canary.failure_ratio === 0 ? "less than main"
     : Math.abs(ratio - 1) < 0.1 ? "as main" : `${significant(ratio)}× main’s`;
   let worse = null;
   if (canary.failure_ratio > WORSE_RATIO * main.failure_ratio && canary.failures >= FEW_FAILURES) worse = "canary";
@@ -314,10 +315,13 @@ function compareLatency(main, canary) {
   };
 }
 
-function note(card, name, words, worse = false) {
+// A second line may follow, which is worse in no case.
+function note(card, name, words, isWorse = false, more = "") {
   const node = $(`[data-note="${name}"]`, card);
-  text(node, worse ? `▲ ${words}, worse` : words);
-  node.classList.toggle("worse", worse);
+  const [first, second] = pool(node, 2, () => element("span"));
+  text(first, isWorse ? `▲ ${words}, worse` : words);
+  first.classList.toggle("worse", isWorse);
+  text(second, more);
 }
 
 // ---- charts ----
@@ -325,7 +329,7 @@ function note(card, name, words, worse = false) {
 const CHARTS = [
   { name: "rate", title: "Requests", unit: 1, least: 1, format: rate,
     values: (bucket) => TARGETS.map((target) => bucket.seconds ? bucket[target].requests / bucket.seconds : null) },
-  { name: "failures", title: "Failing", unit: 0.01, least: 0.01, format: percent,
+  { name: "failures", title: "Failing requests", unit: 0.01, least: 0.01, format: percent,
     values: (bucket) => TARGETS.map((target) => {
       const { requests, failures } = bucket[target];
       return requests ? failures / requests : null;
@@ -334,7 +338,7 @@ const CHARTS = [
     values: (bucket) => TARGETS.map((target) => bucket[target].p50) },
   { name: "p99", title: "Latency, p99", unit: 0.001, least: 0.001, format: latency,
     values: (bucket) => TARGETS.map((target) => bucket[target].p99) },
-  { name: "evidence", title: "Evidence against the canary", unit: 1, least: 1, format: evidence,
+  { name: "evidence", title: "Evidence against the canary", unit: 1, least: 1, format: evidence, tick: significant,
     values: (bucket) => [null, bucket.evidence] },
 ];
 
@@ -360,16 +364,21 @@ function beginCharts() {
     const svg = drawn("svg", { "aria-hidden": "true" }, plot);
     Object.assign(chart, {
       figure, words, plot, svg, grid: drawn("g", { class: "grid" }, svg), marks: drawn("g", { class: "marks" }, svg),
-      threshold: drawn("path", { class: "threshold" }, svg), thresholdName: drawn("text", { class: "threshold" }, svg),
+      threshold: drawn("path", { class: "threshold" }, svg),
       lines: TARGETS.map((target) => drawn("path", { class: `line ${target}` }, svg)),
       ends: TARGETS.map((target) => drawn("circle", { class: `end ${target}`, r: 3 }, svg)),
-      hair: drawn("path", { class: "hair" }, svg),
+      thresholdName: drawn("text", { class: "threshold" }, svg), hair: drawn("path", { class: "hair" }, svg),
       tip: element("p", { class: "tip", "aria-hidden": "true", hidden: "" }, plot),
     });
     listenTo(chart);
     $("#charts").append(figure);
   }
-  new ResizeObserver(() => renderCharts()).observe($("#charts"));
+  // The observer tells the widths, so that drawing never asks for a layout.
+  const observer = new ResizeObserver((entries) => {
+    for (const { target, contentRect } of entries) CHARTS.find(({ plot }) => plot === target).width = contentRect.width;
+    renderCharts();
+  });
+  for (const { plot } of CHARTS) observer.observe(plot);
 }
 
 function listenTo(chart) {
@@ -418,12 +427,12 @@ function renderCharts() {
   if (cursor && cursor.time < buckets[0].time) cursor = null;
   const events = marks();
   $("[data-chart=evidence]").hidden = !seen.status.evidence && buckets.every((bucket) => bucket.evidence === null);
-  // All widths are read before anything is written, so that the page is laid out once.
-  const widths = CHARTS.map((chart) => chart.plot.clientWidth);
-  CHARTS.forEach((chart, index) => {
-    if (widths[index] > 0) renderChart(chart, buckets, events, widths[index]);
-  });
+  for (const chart of CHARTS) {
+    if (chart.width > 0) renderChart(chart, buckets, events);
+  }
 }
+
+const NOTHING = { requests: 0, failures: 0, p50: null, p99: null };
 
 // Rows into buckets on a grid of the clock, which stands still for ten seconds: what is past does not wriggle. A
 // bucket without rows is a time when nobody counted.
@@ -431,7 +440,7 @@ function bucketed() {
   const end = Math.ceil(now() / BUCKET) * BUCKET;
   const buckets = Array.from({ length: BUCKETS }, (_, index) => ({
     time: end - WINDOW + index * BUCKET, seconds: 0, evidence: null,
-    main: { requests: 0, failures: 0, p50: null, p99: null }, canary: { requests: 0, failures: 0, p50: null, p99: null },
+    main: { ...NOTHING }, canary: { ...NOTHING },
   }));
   for (const row of seen.rows) {
     const bucket = buckets[Math.floor((time(row) - buckets[0].time) / BUCKET)];
@@ -448,10 +457,7 @@ function bucketed() {
   }
   // The first seconds of the newest bucket would make its end jump.
   const newest = buckets.at(-1);
-  if (newest.seconds < 3) {
-    Object.assign(newest, { seconds: 0, evidence: null });
-    for (const target of TARGETS) newest[target] = { requests: 0, failures: 0, p50: null, p99: null };
-  }
+  if (newest.seconds < 3) Object.assign(newest, { seconds: 0, evidence: null, main: NOTHING, canary: NOTHING });
   return buckets;
 }
 
@@ -467,12 +473,13 @@ function marks() {
   return [...decided, ...restarted].filter((mark) => mark.time > now() - WINDOW);
 }
 
-const HEIGHT = 148;
+const HEIGHT = 136;
 const TOP = 14;
 const BOTTOM = HEIGHT - 22;
 const GUTTER = 52;
 
-function renderChart(chart, buckets, events, width) {
+function renderChart(chart, buckets, events) {
+  const { width } = chart;
   const across = { from: GUTTER, to: width - 6 };
   Object.assign(chart, { buckets, across });
   attribute(chart.svg, "viewBox", `0 0 ${width} ${HEIGHT}`);
@@ -486,7 +493,7 @@ function renderChart(chart, buckets, events, width) {
   drawGrid(chart, scale, across, x, y, buckets);
   drawMarks(chart, events, x);
   attribute(chart.threshold, "d", limit === null ? "" : `M${across.from} ${y(limit).toFixed(1)}H${across.to}`);
-  attribute(chart.thresholdName, "x", across.to);
+  attribute(chart.thresholdName, "x", across.from + 4);
   attribute(chart.thresholdName, "y", limit === null ? 0 : (y(limit) - 5).toFixed(1));
   text(chart.thresholdName, limit === null ? "" : `rolled back at ${evidence(limit)}`);
   TARGETS.forEach((_, series) => {
@@ -505,11 +512,11 @@ function renderChart(chart, buckets, events, width) {
   describe(chart, buckets, rows);
 }
 
-// Two or three intervals of 1, 2 or 5 times a power of ten, in the unit that is shown.
+// Two to five intervals of 1, 2 or 5 times a power of ten, in the unit that is shown.
 function scaled(values, { unit, least }) {
   const top = Math.max(least, ...values) / unit;
   const bottom = Math.min(0, ...values) / unit;
-  const rough = (top - bottom) / 3;
+  const rough = (top - bottom) / 4;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((each) => each * power).find((each) => each >= rough * 0.999);
   const low = Math.floor(bottom / step) * step;
@@ -560,7 +567,7 @@ function drawGrid(chart, scale, across, x, y, buckets) {
       attribute(path, "d", `M${across.from} ${y(tick).toFixed(1)}H${across.to}`);
       attribute(label, "x", 0);
       attribute(label, "y", (y(tick) + 4).toFixed(1));
-      text(label, chart.format(tick));
+      text(label, (chart.tick ?? chart.format)(tick));
     }
   });
 }
@@ -612,8 +619,8 @@ function drawCursor(chart, buckets, rows, events, middle, width) {
   if (!isHere) return;
   text(chart.tip, [clock(buckets[index].time), ...what].join("\n"));
   const at = middle(index);
-  chart.tip.style.left = at > width / 2 ? "auto" : `${at + 8}px`;
-  chart.tip.style.right = at > width / 2 ? `${width - at + 8}px` : "auto";
+  chart.tip.style.left = at > width / 2 ? "auto" : `${at}px`;
+  chart.tip.style.right = at > width / 2 ? `${width - at}px` : "auto";
 }
 
 // The cards have the last minute; a legend has the last bucket that is there, unless it is old.
@@ -665,6 +672,8 @@ function renderSteps(list, rollout) {
   const isUnderWay = phase === "progressing" || phase === "paused";
   list.hidden = steps.length === 0;
   list.classList.toggle("many", steps.length > 8);
+  // What scrolls must be reachable without a mouse.
+  attribute(list, "tabindex", steps.length > 8 ? "0" : null);
   const items = pool(list, steps.length, () => {
     const item = element("li");
     element("span", { class: "track", "aria-hidden": "true" }, item).append(element("span"));
@@ -682,7 +691,7 @@ function renderSteps(list, rollout) {
     attribute(item, "aria-current", state === "current" && phase !== "idle" ? "step" : null);
     const [track, title, words] = item.children;
     const done = { passed: 1, ahead: 0 }[state] ?? Math.min(elapsed / lasts, 1);
-    track.firstElementChild.style.width = `${phase === "idle" ? 0 : done * 100}%`;
+    track.firstElementChild.style.setProperty("--done", phase === "idle" ? 0 : done);
     text(title, weight(share));
     text(words, phase === "idle" ? duration(lasts) : {
       passed: `${duration(lasts)}, passed`, ahead: duration(lasts), failed: `rolled back after ${duration(elapsed)}`,
@@ -700,10 +709,10 @@ function renderJudge({ evidence: found, rollout }) {
   const section = $("#judge");
   const isUnderWay = rollout.phase === "progressing" || rollout.phase === "paused";
   $("[data-part=figures]", section).hidden = !found;
-  text(part(section, "verdict"), !found ? "It has nothing to judge: no rollout is under way." : `${isUnderWay ? "" : "At last: "}${{
-    healthy: "The canary is good enough for this step.",
-    inconclusive: "There are too few requests to tell yet.",
-    unhealthy: "The canary is worse than allowed.",
+  text(part(section, "verdict"), !found ? "It has nothing to judge: no rollout is under way." : `${isUnderWay ? "It says: " : "Its last word: "}${{
+    healthy: "the canary is good enough for this step.",
+    inconclusive: "there are too few requests to tell yet.",
+    unhealthy: "the canary is worse than allowed.",
   }[found.verdict] ?? found.verdict}`);
   if (!found) return;
   attribute(section, "data-verdict", found.verdict);
@@ -866,7 +875,7 @@ function renderDecisions({ decisions: newest }) {
 
 function decisionItem(decision) {
   const item = element("li", { class: isRollback(decision) ? "bad" : "" });
-  element("p", {}, item).textContent = `${decision.text[0].toUpperCase()}${decision.text.slice(1)}.`;
+  element("p", {}, item).textContent = sentence(decision.text);
   const meta = element("p", { class: "note" }, item);
   element("span", { "data-age": "" }, meta);
   const when = Date.parse(decision.time);
@@ -1006,10 +1015,10 @@ const CLOSED = "Nobody may change anything here: there is no token, and others t
   "Set instrumentation.token (or token-file) in the configuration, or set instrumentation.host to 127.0.0.1, and restart the router.";
 
 const TOKEN_KEY = "canary-router token";
-// What is asked now, and by which button; null when nothing is.
+// What is asked now, by which button, and whether it has been sent; null when nothing is. A request that hangs belongs
+// to its own question: whoever does not wait for it can ask the next, and above all abort.
 let asked = null;
 let token = stored(() => sessionStorage.getItem(TOKEN_KEY));
-let isBusy = false;
 
 function beginActions() {
   for (const button of document.querySelectorAll("[data-action]")) {
@@ -1070,8 +1079,7 @@ function explain(button) {
 }
 
 function ask(name, button) {
-  if (isBusy) return say("failed", "The last request has no answer yet.");
-  asked = { name, button };
+  asked = { name, button, isSent: false };
   const { title, confirm, isDestructive, isRisky } = ACTIONS[name];
   const dialog = $("#confirm");
   text($("#confirm-title"), title);
@@ -1081,7 +1089,7 @@ function ask(name, button) {
   $("#weight").value = name === "weight" ? String(seen.status.weight) : "";
   $("[data-part=token]", dialog).hidden = !needsToken();
   problem("");
-  progress(false);
+  progress("");
   refreshDialog();
   dialog.showModal();
   const first = name === "weight" ? $("#weight") : needsToken() ? $("#token")
@@ -1096,7 +1104,7 @@ function needsToken() {
 
 // While it is open the router goes on: what would happen is said anew with each tick.
 function refreshDialog() {
-  if (!asked || isBusy) return;
+  if (!asked || asked.isSent) return;
   const reason = refusal(asked.name);
   text($("#confirm-text"), reason || ACTIONS[asked.name].ask(seen.status));
   attribute($("[data-confirm]"), "aria-disabled", reason ? "true" : null);
@@ -1114,36 +1122,32 @@ function readWeight() {
 }
 
 async function confirmed() {
-  if (isBusy || !asked || refusal(asked.name)) return;
-  const { name } = asked;
-  if (name === "weight" && readWeight() === null) {
-    return problem("A weight is a number from 0 to 100 with at most two decimals.", $("#weight"));
-  }
-  if (needsToken() || !$("[data-part=token]").hidden) {
+  const mine = asked;
+  if (!mine || mine.isSent || refusal(mine.name)) return;
+  const wanted = mine.name === "weight" ? readWeight() : undefined;
+  if (wanted === null) return problem("A weight is a number from 0 to 100 with at most two decimals.", $("#weight"));
+  if (!$("[data-part=token]").hidden) {
     const typed = $("#token").value.trim();
     if (!typed) return problem("Changes need the router’s token.", $("#token"));
     rememberToken(typed, $("[name=keep]").checked);
   }
-  const body = name === "weight" ? JSON.stringify({ weight: readWeight() }) : undefined;
-  isBusy = true;
+  mine.isSent = true;
   problem("");
-  progress(true);
-  const slow = setTimeout(() => progress(true, "There is no answer after 10 s. It may still be done; this goes on waiting."), SLOW_ANSWER);
-  const answer = await send(ACTIONS[name], body);
+  progress("The router is asked …");
+  const slow = setTimeout(() => {
+    if (asked === mine) progress("There is no answer after 10 s. It may still be done; this goes on waiting.");
+  }, SLOW_ANSWER);
+  const answer = await send(ACTIONS[mine.name], wanted === undefined ? undefined : JSON.stringify({ weight: wanted }));
   clearTimeout(slow);
-  isBusy = false;
-  progress(false);
-  if (answer.status) {
-    seen.status = answer.status;
-    say("ok", ACTIONS[name].done(answer.status));
-  } else {
-    say("failed", answer.error);
-  }
-  if (answer.isUnauthorized) {
-    forgetToken();
-    askForToken(answer.error);
-  } else {
-    $("#confirm").close();
+  mine.isSent = false;
+  if (answer.status) seen.status = answer.status;
+  if (answer.isUnauthorized) forgetToken();
+  say(answer.status ? "ok" : "failed", answer.error ?? ACTIONS[mine.name].done(answer.status));
+  // Who has not waited is told by the result alone, and asked for the token next time.
+  if (asked === mine) {
+    progress("");
+    if (answer.isUnauthorized) askForToken(answer.error);
+    else $("#confirm").close();
   }
   render();
 }
@@ -1164,12 +1168,10 @@ async function send({ path, method = "POST" }, body) {
   }
 }
 
-// Who has closed the dialog meanwhile is told by the result alone, and asked again next time.
 function askForToken(error) {
-  if (!asked) return;
   $("[data-part=token]").hidden = false;
   $("#token").value = "";
-  problem(`${error} – it is forgotten here: type it again.`, $("#token"));
+  problem(`${sentence(error)} What was typed is forgotten.`, $("#token"));
 }
 
 function rememberToken(typed, isForTab) {
@@ -1179,7 +1181,6 @@ function rememberToken(typed, isForTab) {
 
 function forgetToken() {
   token = null;
-  if (seen.changes === "open") seen.changes = "token";
   stored(() => sessionStorage.removeItem(TOKEN_KEY));
 }
 
@@ -1189,10 +1190,10 @@ function problem(words, input) {
   input?.focus();
 }
 
-function progress(isRunning, words) {
-  attribute($("[data-confirm]"), "aria-disabled", isRunning ? "true" : null);
-  text($("[data-cancel]"), isRunning ? "Do not wait" : "Cancel");
-  text($("[data-part=progress]"), isRunning ? words ?? "The router is asked …" : "");
+function progress(words) {
+  attribute($("[data-confirm]"), "aria-disabled", words ? "true" : null);
+  text($("[data-cancel]"), words ? "Do not wait" : "Cancel");
+  text($("[data-part=progress]"), words);
 }
 
 // ---- what is said aloud ----
@@ -1209,14 +1210,13 @@ function say(outcome, words) {
   if (outcome === "ok") saying = setTimeout(() => say(null, ""), 15 * 1000);
 }
 
-// Only what somebody would want to be woken by: another level, another decision, the connection. The verdict's figures
+// Only what somebody would want to hear: another level, another decision, the connection. The verdict's figures
 // change each second.
 function announceChange(before, after, isBack) {
-  const known = before?.summary?.level;
-  const isNews = known !== after.summary?.level || (after.decisions[0] && before && key(after.decisions[0]) !== (before.decisions[0] ? key(before.decisions[0]) : ""));
-  if (before && isNews) {
-    const decision = after.decisions[0] && (!before.decisions[0] || key(after.decisions[0]) !== key(before.decisions[0])) ? ` ${after.decisions[0].text}.` : "";
-    announce(`${headline(after)}: ${after.summary?.text ?? ""}.${decision}`);
+  const newest = ({ decisions: [first] }) => first ? key(first) : "";
+  const isDecided = before && newest(after) !== "" && newest(after) !== newest(before);
+  if (before && (isDecided || before.summary?.level !== after.summary?.level)) {
+    announce(`${headline(after)}: ${after.summary?.text}. ${isDecided ? sentence(after.decisions[0].text) : ""}`);
   } else if (isBack) {
     announce("Connected again.");
   }
@@ -1263,12 +1263,16 @@ function stored(use) {
 
 function significant(number) {
   const size = Math.abs(number);
-  if (size >= 10) return number.toLocaleString("en", { maximumFractionDigits: 0 });
-  return String(Number(number.toPrecision(2)));
+  if (size >= 10) return count(number);
+  return String(Number(number.toPrecision(2))).replace("-", "−");
+}
+
+function sentence(words) {
+  return `${words.charAt(0).toUpperCase()}${words.slice(1)}${/[.!?]$/.test(words) ? "" : "."}`;
 }
 
 function count(number) {
-  return number.toLocaleString("en", { maximumFractionDigits: 0 });
+  return formatted("count", number, () => new Intl.NumberFormat("en", { maximumFractionDigits: 0 })).replace("-", "−");
 }
 
 function rate(perSecond) {
@@ -1296,8 +1300,8 @@ function latency(seconds) {
 }
 
 function evidence(logarithm) {
-  const rounded = Math.abs(logarithm) >= 100 ? Math.round(logarithm) : Number(logarithm.toFixed(1));
-  return String(rounded === 0 ? 0 : rounded).replace("-", "−");
+  const words = Math.abs(logarithm) >= 100 ? count(logarithm) : logarithm.toFixed(1);
+  return words === "-0.0" ? "0.0" : words.replace("-", "−");
 }
 
 function duration(seconds, parts = 2) {
@@ -1317,19 +1321,21 @@ function duration(seconds, parts = 2) {
 // In the viewer's zone; with the day where it is not today.
 function clock(moment, precision = "seconds") {
   const date = new Date(moment);
-  const hour = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
-  if (precision === "minutes") return formatted(date, "minutes", hour);
   const today = new Date(now());
-  const seconds = { ...hour, second: "2-digit" };
-  if (date.toDateString() === today.toDateString()) return formatted(date, "seconds", seconds);
-  const day = { ...seconds, day: "numeric", month: "short" };
-  return date.getFullYear() === today.getFullYear() ? formatted(date, "day", day) : formatted(date, "year", { ...day, year: "numeric" });
+  const isToday = date.toDateString() === today.toDateString();
+  const name = precision === "minutes" || isToday ? precision : date.getFullYear() === today.getFullYear() ? "day" : "year";
+  return formatted(name, date, () => new Intl.DateTimeFormat("en-GB", {
+    hour: "2-digit", minute: "2-digit", hourCycle: "h23", second: name === "minutes" ? undefined : "2-digit",
+    ...(name === "day" || name === "year") && { day: "numeric", month: "short" }, year: name === "year" ? "numeric" : undefined,
+  }));
 }
 
-function formatted(date, name, options) {
-  // Formats are dear to make.
-  formatted[name] ??= new Intl.DateTimeFormat("en-GB", options);
-  return formatted[name].format(date);
+// Formats are dear to make.
+const formats = {};
+
+function formatted(name, thing, build) {
+  formats[name] ??= build();
+  return formats[name].format(thing);
 }
 
 // ---- nodes ----
