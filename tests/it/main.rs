@@ -50,6 +50,7 @@ mod limits;
 mod logs;
 mod memory;
 mod metrics;
+mod observability;
 mod origin;
 mod others;
 mod peers;

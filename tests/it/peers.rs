@@ -577,6 +577,89 @@ async fn promtool_complains_about_the_names_of_the_original_only() {
     }
 }
 
+/// A Prometheus on a free port.
+pub struct Prometheus {
+    pub address: SocketAddr,
+    _running: Running,
+    _scratch: Scratch,
+}
+
+impl Prometheus {
+    /// Starts it with this configuration.
+    pub async fn start(config: &str) -> Prometheus {
+        let scratch = Scratch::new();
+        fs::write(scratch.path("prometheus.yml"), config).unwrap();
+        let mut command = Command::new("prometheus");
+        command
+            .arg(format!("--config.file={}", scratch.path("prometheus.yml")))
+            .arg(format!("--storage.tsdb.path={}", scratch.path("data")))
+            .arg("--web.listen-address=127.0.0.1:0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(scratch.path("log")).unwrap());
+        let running = Running(start(&mut command, "prometheus"));
+        // It took a free port, and tells which.
+        let mut address = None;
+        eventually(|| {
+            address = scratch
+                .read("log")
+                .lines()
+                .filter(|line| line.contains("msg=\"Listening on\""))
+                .find_map(|line| line.split("address=").nth(1)?.trim().parse().ok());
+            address.is_some()
+        })
+        .await;
+        Prometheus {
+            address: address.expect("it was just there"),
+            _running: running,
+            _scratch: scratch,
+        }
+    }
+
+    /// The data of an answer of its API; `None` while it is not quite started.
+    pub async fn api(&self, path: &str, parameters: &[(&str, &str)]) -> Option<Value> {
+        let parameters: Vec<String> = parameters
+            .iter()
+            .map(|(name, value)| format!("{name}={}", encoded(value)))
+            .collect();
+        let target = format!("/api/v1/{path}?{}", parameters.join("&"));
+        let response = get(self.address, &target, "").await;
+        if response.status == 503 {
+            return None;
+        }
+        let text = response.text();
+        assert_eq!(response.status, 200, "{target}: {text}");
+        let mut answer: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(answer["status"], "success", "{target}: {text}");
+        Some(answer["data"].take())
+    }
+
+    /// What a query has for an answer now, value by value.
+    pub async fn values(&self, query: &str) -> Vec<f64> {
+        let Some(data) = self.api("query", &[("query", query)]).await else {
+            return Vec::new();
+        };
+        let series = data["result"].as_array().unwrap();
+        let value = |series: &Value| series["value"][1].as_str().unwrap().parse().unwrap();
+        series.iter().map(value).collect()
+    }
+
+    /// Asks until a query has these values.
+    pub async fn wait_for(&self, query: &str, expected: &[f64]) {
+        soon(async {
+            while self.values(query).await != expected {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await;
+    }
+}
+
+/// As a value in a query string.
+fn encoded(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
 #[tokio::test]
 async fn prometheus_scrapes_us_and_finds_what_dashboards_ask_for() {
     let upstream = Upstream::named("up", 200).await;
@@ -584,80 +667,26 @@ async fn prometheus_scrapes_us_and_finds_what_dashboards_ask_for() {
     for header in ["", "", "x-canary: true\r\n"] {
         get(router.address, "/", header).await;
     }
-    let scratch = Scratch::new();
-    let config = format!(
+    let prometheus = Prometheus::start(&format!(
         "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\n\
          scrape_configs: [{{job_name: router, static_configs: [{{targets: ['{}']}}]}}]\n",
         router.instrumentation
-    );
-    fs::write(scratch.path("prometheus.yml"), config).unwrap();
-    let mut command = Command::new("prometheus");
-    command
-        .arg(format!("--config.file={}", scratch.path("prometheus.yml")))
-        .arg(format!("--storage.tsdb.path={}", scratch.path("data")))
-        .arg("--web.listen-address=127.0.0.1:0")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(File::create(scratch.path("log")).unwrap());
-    let _running = Running(start(&mut command, "prometheus"));
-    // It took a free port, and tells which.
-    let mut address: Option<SocketAddr> = None;
-    eventually(|| {
-        address = scratch
-            .read("log")
-            .lines()
-            .filter(|line| line.contains("msg=\"Listening on\""))
-            .find_map(|line| line.split("address=").nth(1)?.trim().parse().ok());
-        address.is_some()
-    })
+    ))
     .await;
-    let prometheus = address.unwrap();
-
-    wait_for(prometheus, "up", &[1.0]).await;
-    wait_for(
-        prometheus,
-        "canary_router_request_count%7Breason=%22%22,target=%22main%22%7D",
-        &[2.0],
-    )
-    .await;
-    wait_for(
-        prometheus,
-        "canary_router_request_latency_count%7Btarget=%22canary%22%7D",
-        &[1.0],
-    )
-    .await;
-    // 13 bounds and +Inf, for two targets.
-    wait_for(
-        prometheus,
-        "count(canary_router_request_latency_bucket)",
-        &[28.0],
-    )
-    .await;
-    wait_for(prometheus, "canary_router_build_info", &[1.0]).await;
-}
-
-/// Asks until a query has these values.
-async fn wait_for(prometheus: SocketAddr, query: &str, expected: &[f64]) {
-    soon(async {
-        while values(prometheus, query).await != expected {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    })
-    .await;
-}
-
-async fn values(prometheus: SocketAddr, query: &str) -> Vec<f64> {
-    let target = format!("/api/v1/query?query={query}");
-    let response = get(prometheus, &target, "").await;
-    if response.status == 503 {
-        // Not quite started.
-        return Vec::new();
+    for (query, value) in [
+        ("up", 1.0),
+        (
+            r#"canary_router_request_count{reason="",target="main"}"#,
+            2.0,
+        ),
+        (
+            r#"canary_router_request_latency_count{target="canary"}"#,
+            1.0,
+        ),
+        // 13 bounds and +Inf, for two targets.
+        ("count(canary_router_request_latency_bucket)", 28.0),
+        ("canary_router_build_info", 1.0),
+    ] {
+        prometheus.wait_for(query, &[value]).await;
     }
-    assert_eq!(response.status, 200, "{}", response.text());
-    let body: Value = serde_json::from_str(&response.text()).unwrap();
-    let series = body["data"]["result"].as_array().unwrap();
-    series
-        .iter()
-        .map(|series| series["value"][1].as_str().unwrap().parse().unwrap())
-        .collect()
 }
