@@ -84,6 +84,8 @@ enum Request {
     Drawn,
     /// The same in the step of a rollout, so that the judge is told
     Judged,
+    /// As `plain`, with a line in the access log
+    Logged,
 }
 
 impl Request {
@@ -97,6 +99,7 @@ impl Request {
             Request::Guarded => "guarded",
             Request::Drawn => "drawn",
             Request::Judged => "judged",
+            Request::Logged => "logged",
         }
     }
 
@@ -110,6 +113,7 @@ impl Request {
             Request::Guarded => Guards::All,
             Request::Drawn => Guards::Weight,
             Request::Judged => Guards::Rollout,
+            Request::Logged => Guards::Logged,
             Request::Plain | Request::Sidecar | Request::Post | Request::Large => Guards::Limits,
         }
     }
@@ -123,7 +127,8 @@ impl Request {
             | Request::Canary
             | Request::Guarded
             | Request::Drawn
-            | Request::Judged => Exchange::new("GET", 0, 1 << 10),
+            | Request::Judged
+            | Request::Logged => Exchange::new("GET", 0, 1 << 10),
         }
     }
 }

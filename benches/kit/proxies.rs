@@ -54,6 +54,8 @@ pub enum Guards {
     Weight,
     /// The same as the step of a rollout; it is to be started.
     Rollout,
+    /// As `Limits`, with an access log.
+    Logged,
 }
 
 impl fmt::Display for Proxy {
@@ -147,6 +149,7 @@ pub fn router_with(
         Guards::Rollout => {
             config["rollout"] = json!({"steps": [{"weight": 50, "for": "24h"}]});
         }
+        Guards::Logged => config["log"] = json!({"level": "warn", "access": "json"}),
         Guards::Off | Guards::Limits | Guards::All => {}
     }
     if let Some(sidecar) = task.sidecar {

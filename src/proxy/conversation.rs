@@ -466,7 +466,10 @@ async fn run_tunnel(connection: &Connection, tunnel: Tunnel) {
             Ok(copied) => connection.notes.copied(copied),
             Err(error) => debug!(%error, "tunnel broke off"),
         },
-        () = expired => debug!("tunnel closed: the process ends"),
+        () = expired => {
+            connection.notes.flag(Flag::Cut);
+            debug!("tunnel closed: the process ends");
+        }
     }
 }
 
