@@ -236,9 +236,9 @@ function renderSummary(status) {
   attribute($(".level-sign", summary), "d", LEVELS[known].sign);
   const isOld = seen.connection !== "live";
   text(part(summary, "level"), isOld ? `${duration(silence() / 1000)} ago: ${headline(status)}` : headline(status));
-  text($("#verdict"), status.summary?.text ?? "");
+  prose($("#verdict"), status.summary?.text ?? "");
   const [last] = status.decisions;
-  text(part(summary, "latest"), last ? `${age(last)}, ${by(last)}: ${last.text}.` : "Nothing has been decided yet.");
+  prose(part(summary, "latest"), last ? `${age(last)}, ${by(last)}: ${last.text}.` : "Nothing has been decided yet.");
 }
 
 // What is worse enough to say so. The rollout's own settings are not in the status; these are their defaults.
@@ -669,7 +669,12 @@ function renderRollout({ rollout, weight: share }) {
 
 function renderSteps(list, rollout) {
   const { phase, step, steps, elapsed_seconds: elapsed } = rollout;
-  const isUnderWay = phase === "progressing" || phase === "paused";
+  // Promoted before its end, a rollout has succeeded without having passed all steps; set by hand, it has none.
+  const stateOf = (number) => {
+    if (phase === "idle" || number > step) return "ahead";
+    if (number < step || (phase === "succeeded" && step === steps.length)) return "passed";
+    return isUnderWay(rollout) ? "current" : phase === "rolled-back" ? "failed" : "ahead";
+  };
   list.hidden = steps.length === 0;
   list.classList.toggle("many", steps.length > 8);
   // What scrolls must be reachable without a mouse.
@@ -684,16 +689,15 @@ function renderSteps(list, rollout) {
   items.forEach((item, index) => {
     const number = index + 1;
     const { weight: share, for_seconds: lasts } = steps[index];
-    const state = phase === "succeeded" || number < step ? "passed" : number > step ? "ahead"
-      : isUnderWay ? "current" : phase === "rolled-back" ? "failed" : "ahead";
+    const state = stateOf(number);
     attribute(item, "data-step", number);
-    attribute(item, "data-state", phase === "idle" ? "ahead" : state);
-    attribute(item, "aria-current", state === "current" && phase !== "idle" ? "step" : null);
+    attribute(item, "data-state", state);
+    attribute(item, "aria-current", state === "current" ? "step" : null);
     const [track, title, words] = item.children;
     const done = { passed: 1, ahead: 0 }[state] ?? Math.min(elapsed / lasts, 1);
-    track.firstElementChild.style.setProperty("--done", phase === "idle" ? 0 : done);
+    track.firstElementChild.style.setProperty("--done", done);
     text(title, weight(share));
-    text(words, phase === "idle" ? duration(lasts) : {
+    text(words, {
       passed: `${duration(lasts)}, passed`, ahead: duration(lasts), failed: `rolled back after ${duration(elapsed)}`,
       current: elapsed > lasts ? `${duration(elapsed)}, was to last ${duration(lasts)}` : `${duration(elapsed)} of ${duration(lasts)}`,
     }[state]);
@@ -707,9 +711,8 @@ function renderSteps(list, rollout) {
 
 function renderJudge({ evidence: found, rollout }) {
   const section = $("#judge");
-  const isUnderWay = rollout.phase === "progressing" || rollout.phase === "paused";
   $("[data-part=figures]", section).hidden = !found;
-  text(part(section, "verdict"), !found ? "It has nothing to judge: no rollout is under way." : `${isUnderWay ? "It says: " : "Its last word: "}${{
+  text(part(section, "verdict"), !found ? "It has nothing to judge: no rollout is under way." : `${isUnderWay(rollout) ? "It says: " : "Its last word: "}${{
     healthy: "the canary is good enough for this step.",
     inconclusive: "there are too few requests to tell yet.",
     unhealthy: "the canary is worse than allowed.",
@@ -719,8 +722,10 @@ function renderJudge({ evidence: found, rollout }) {
   const { overall, threshold, enough } = found;
   const forIt = Math.max(found.safe_ratio, found.acceptable_failure_rate);
   text(part(section, "overall"), `${evidence(overall)} of ${evidence(threshold)}`);
-  text(part(section, "overall-note"), overall >= threshold ? "that is where the canary is rolled back"
-    : `at ${evidence(threshold)} the canary is rolled back${rollout.dry_run ? ", but for the dry run" : ""}${overall < 0 ? "; below 0 it speaks for the canary" : ""}`);
+  text(part(section, "overall-note"), [
+    `at ${evidence(threshold)} the canary is rolled back${rollout.dry_run ? ", but this is a dry run: it is only said" : ""}`,
+    ...overall < 0 ? ["below 0 it speaks for the canary"] : [],
+  ].join("; "));
   meter($(".against", section), overall, threshold, `${evidence(overall)} of ${evidence(threshold)}`);
   text(part(section, "enough"), `${evidence(forIt)} of ${evidence(enough)}`);
   text(part(section, "enough-note"), forIt >= enough ? "enough: the step is passed when its time is over"
@@ -875,7 +880,7 @@ function renderDecisions({ decisions: newest }) {
 
 function decisionItem(decision) {
   const item = element("li", { class: isRollback(decision) ? "bad" : "" });
-  element("p", {}, item).textContent = sentence(decision.text);
+  prose(element("p", {}, item), sentence(decision.text));
   const meta = element("p", { class: "note" }, item);
   element("span", { "data-age": "" }, meta);
   const when = Date.parse(decision.time);
@@ -1355,6 +1360,17 @@ function field(root, name) {
 
 function text(node, words) {
   if (node.textContent !== words) node.textContent = words;
+}
+
+// Sentences of the router's, word for word; a number and its unit stay on one line.
+function prose(node, words) {
+  if (node.textContent === words) return;
+  node.replaceChildren(...words.split(/([\d.,]+ (?:%|ms|s|min)(?!\w))/).map((piece, index) => {
+    if (index % 2 === 0) return piece;
+    const unbroken = element("span", { class: "unbroken" });
+    unbroken.textContent = piece;
+    return unbroken;
+  }));
 }
 
 function attribute(node, name, to) {
