@@ -21,7 +21,8 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 10001 canary-router \
-    && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin canary-router
+    && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin canary-router \
+    && install --directory --owner=10001 --group=10001 /var/lib/canary-router
 COPY --from=build /src/target/release/canary-router /usr/local/bin/canary-router
 USER 10001:10001
 ENV CANARY_ROUTER_PORT=1345
