@@ -19,6 +19,7 @@ mod cache;
 mod certificates;
 mod cli;
 mod command_line;
+mod compose;
 mod connections;
 mod crowds;
 mod decisions;

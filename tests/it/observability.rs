@@ -25,17 +25,9 @@ fn shipped(file: &str) -> String {
 
 /// A YAML file, as the same in JSON.
 pub async fn yaml(path: &str) -> Value {
-    let python = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/bin/python3");
-    let script = "import json, sys; from ruamel.yaml import YAML\n\
-                  json.dump(YAML(typ='safe').load(open(sys.argv[1])), sys.stdout)";
-    let mut command = Command::new(python);
-    command.args(["-c", script, path]);
-    let output = run(
-        command,
-        "python3, and tests/run for target/tools",
-        Vec::new(),
-    )
-    .await;
+    let mut command = python("yaml.py");
+    command.arg(path);
+    let output = run(command, "python3", Vec::new()).await;
     assert!(output.status.success(), "{path}: {output:?}");
     serde_json::from_slice(&output.stdout).unwrap()
 }

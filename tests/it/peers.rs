@@ -306,9 +306,9 @@ async fn curl_notices_that_a_response_was_cut_off() {
 
 // ---- nginx in front
 
-/// nginx on a port of its own, before a router.
-struct Nginx {
-    address: SocketAddr,
+/// nginx on a port of its own.
+pub struct Nginx {
+    pub address: SocketAddr,
     scratch: Scratch,
     _running: Running,
     /// Keeps the port ours: nobody else is given it, and nginx may share it.
@@ -317,6 +317,44 @@ struct Nginx {
 
 impl Nginx {
     async fn before(router: SocketAddr) -> Nginx {
+        Nginx::start(|address, dir| {
+            format!(
+                "pid {dir}/pid;
+                error_log {dir}/error.log info;
+                events {{ worker_connections 128; }}
+                http {{
+                    access_log {dir}/access.log;
+                    client_body_temp_path {dir}/body;
+                    proxy_temp_path {dir}/proxy;
+                    fastcgi_temp_path {dir}/fastcgi;
+                    uwsgi_temp_path {dir}/uwsgi;
+                    scgi_temp_path {dir}/scgi;
+                    client_max_body_size 0;
+                    map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}
+                    upstream router {{ server {router}; keepalive 4; }}
+                    server {{
+                        listen {address} reuseport;
+                        proxy_http_version 1.1;
+                        proxy_set_header Host $http_host;
+                        proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+                        proxy_set_header Upgrade $http_upgrade;
+                        proxy_set_header Connection $connection_upgrade;
+                        location / {{ proxy_pass http://router; }}
+                        location /streaming {{
+                            proxy_pass http://router;
+                            proxy_buffering off;
+                            proxy_request_buffering off;
+                        }}
+                    }}
+                }}"
+            )
+        })
+        .await
+    }
+
+    /// Starts it with the configuration for its address, on which it listens with `reuseport`, and its folder, where
+    /// its `error.log` is.
+    pub async fn start(config: impl FnOnce(SocketAddr, &str) -> String) -> Nginx {
         let scratch = Scratch::new();
         let port = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         port.set_reuse_port(true).unwrap();
@@ -324,44 +362,13 @@ impl Nginx {
         port.bind(&any.into()).unwrap();
         let address = port.local_addr().unwrap().as_socket().unwrap();
         let dir = scratch.0.to_str().unwrap();
-        // One process: to kill it is to end it.
-        let config = format!(
-            "daemon off;
-            master_process off;
-            pid {dir}/pid;
-            error_log {dir}/error.log info;
-            events {{ worker_connections 128; }}
-            http {{
-                access_log {dir}/access.log;
-                client_body_temp_path {dir}/body;
-                proxy_temp_path {dir}/proxy;
-                fastcgi_temp_path {dir}/fastcgi;
-                uwsgi_temp_path {dir}/uwsgi;
-                scgi_temp_path {dir}/scgi;
-                client_max_body_size 0;
-                map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}
-                upstream router {{ server {router}; keepalive 4; }}
-                server {{
-                    listen {address} reuseport;
-                    proxy_http_version 1.1;
-                    proxy_set_header Host $http_host;
-                    proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-                    proxy_set_header Upgrade $http_upgrade;
-                    proxy_set_header Connection $connection_upgrade;
-                    location / {{ proxy_pass http://router; }}
-                    location /streaming {{
-                        proxy_pass http://router;
-                        proxy_buffering off;
-                        proxy_request_buffering off;
-                    }}
-                }}
-            }}"
-        );
-        fs::write(scratch.path("nginx.conf"), config).unwrap();
+        fs::write(scratch.path("nginx.conf"), config(address, dir)).unwrap();
         let mut command = Command::new("/usr/sbin/nginx");
         command
             .args(["-p", dir, "-e", &scratch.path("error.log")])
             .args(["-c", &scratch.path("nginx.conf")])
+            // One process: to kill it is to end it.
+            .args(["-g", "daemon off; master_process off;"])
             .stdin(Stdio::null())
             .stderr(File::create(scratch.path("stderr")).unwrap());
         let mut running = Running(start(&mut command, "nginx-light"));
@@ -382,7 +389,7 @@ impl Nginx {
 
     /// nginx finds nothing wrong with us.
     #[track_caller]
-    fn is_content(&self) {
+    pub fn is_content(&self) {
         let log = self.scratch.read("error.log");
         let complaints: Vec<_> = log
             .lines()
