@@ -259,7 +259,7 @@ async fn always_firing(scratch: &Scratch) -> String {
 }
 
 /// A router with everything that has metrics, whose canary fails half of its requests.
-async fn router(scratch: &Scratch) -> (Program, [Upstream; 3]) {
+async fn router(scratch: &Scratch) -> (Program, [Upstream; 4]) {
     let count = AtomicUsize::new(0);
     let canary = Upstream::start(move |_| match count.fetch_add(1, Ordering::SeqCst) % 4 {
         0 => answer(500, "", "canary"),
@@ -277,6 +277,7 @@ async fn router(scratch: &Scratch) -> (Program, [Upstream; 3]) {
     })
     .await;
     let sidecar = Upstream::named("sidecar", 200).await;
+    let collector = Upstream::named("collector", 503).await;
     let program = Program::start(json!({
         "main-target": main.url(),
         "canary-target": canary.url(),
@@ -285,10 +286,11 @@ async fn router(scratch: &Scratch) -> (Program, [Upstream; 3]) {
         "circuit-breaker": {"request-limit-canary": 100_000, "error-limit-canary": 100_000},
         "rollout": {"steps": [{"weight": 50, "for": "10m"}]},
         "traffic": {"weight": 0},
+        "tracing": {"endpoint": collector.url()},
         "state": {"file": scratch.path("state.json")}
     }))
     .await;
-    (program, [main, canary, sidecar])
+    (program, [main, canary, sidecar, collector])
 }
 
 /// What Grafana would put in place of its variables.
@@ -442,7 +444,9 @@ async fn the_dashboard_has_answers(known: &Known<'_>) {
         }
     }
     for annotation in list(&dashboard, "/annotations/list") {
-        known.ask(&filled_in(text(annotation, "expr"))).await;
+        known
+            .ask(&filled_in(text(&annotation["target"], "expr")))
+            .await;
         for template in ["titleFormat", "textFormat"] {
             for label in labels_shown(text(annotation, template)) {
                 known.label(label, template);
