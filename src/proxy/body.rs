@@ -98,6 +98,11 @@ impl RequestBody {
         self.kept.is_some()
     }
 
+    /// How long it may be at most to be had again, where it is kept.
+    pub fn kept_up_to(&self) -> Option<usize> {
+        self.kept.as_ref().map(|kept| kept.most)
+    }
+
     /// The body from its beginning: what was kept, then what is still to come.
     pub fn again(self) -> Option<RequestBody> {
         let kept = self.kept?;

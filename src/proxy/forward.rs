@@ -140,6 +140,8 @@ impl Exchange<'_> {
         if may_be_repeated {
             upload.body().keep(fallback.max_body);
         }
+        // A call keeps bodies for reasons of its own: what is longer than `max-body` is not for main all the same.
+        let may_be_repeated = may_be_repeated && upload.is_repeatable();
         match self.send(Target::Canary, upload, &mut record).await {
             Ok(mut answer) => {
                 let is_bad = fallback.statuses.contains(&answer.head.status.as_u16())

@@ -21,12 +21,16 @@ use rustls::{
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{TcpSocket, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     task::JoinSet,
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::support::*;
+use crate::support::{
+    h2peer::{Asked, H2Upstream, When, answers},
+    h2raw::{Raw, code, goaway, kind},
+    *,
+};
 
 const PAUSE: Duration = Duration::from_millis(300);
 
@@ -1008,4 +1012,62 @@ async fn a_304_ends_well_though_its_end_comes_behind_its_head() {
         let response = client.roundtrip("GET", head("GET /", "")).await;
         assert_eq!(response.status, 304);
     }
+}
+
+/// A router whose requests all go to the canary, in HTTP/2, and to main if that fails.
+fn replaying(main: &str, canary: &str, fallback: Value) -> Router {
+    let mut config = json!({
+        "main-target": main,
+        "canary-target": canary,
+        "router-server": {"workers": 1},
+        "traffic": {"weight": 100},
+        "proxy-client": {"to-main-and-canary": {"protocol": "h2"}},
+        "fallback": {"replay": "failures", "budget": 100}
+    });
+    merge(&mut config, json!({"fallback": fallback}));
+    Router::start(config)
+}
+
+/// What is kept for an upstream that refuses a request is not for this.
+#[tokio::test]
+async fn a_body_beyond_max_body_is_not_replayed_by_http2_either() {
+    let main = H2Upstream::named("main", 200).await;
+    let canary = H2Upstream::named("canary", 503).await;
+    for max_body in [0, 4] {
+        let fallback = json!({"max-body": max_body});
+        let router = replaying(&main.url(), &canary.url(), fallback);
+        let got = request(router.address, "PUT", "/", "", "5 byt").await;
+        assert_eq!((got.status, &*got.text()), (503, "canary"), "{max_body}");
+    }
+    assert_eq!(main.count(), 0);
+}
+
+/// Speaks HTTP/2 on the next connection, takes a request in and says that it has not looked at it.
+async fn turn_away(listener: &TcpListener, pause: Duration) -> Raw {
+    let (stream, _) = soon(listener.accept()).await.unwrap();
+    let mut raw = Raw::server(stream, &[]).await;
+    while raw.event().await.unwrap().kind != kind::DATA {}
+    tokio::time::sleep(pause).await;
+    raw.send(goaway(0, code::NO_ERROR)).await;
+    raw
+}
+
+/// Nor is less of it kept than `max-body` says, since it was sent before.
+#[tokio::test]
+async fn a_body_within_max_body_is_replayed_though_a_connection_turned_it_away() {
+    let listener = listen();
+    let canary = format!("http://{}", listener.local_addr().unwrap());
+    let main = H2Upstream::named("main", 200).await;
+    let router = replaying(&main.url(), &canary, json!({"max-body": "128KiB"}));
+    tokio::spawn(async move {
+        let _first = turn_away(&listener, Duration::ZERO).await;
+        let builder = server::Builder::new();
+        let fails = |_: &Asked| answers(503, &[], "canary");
+        let _second = H2Upstream::on(listener, builder, None, When::Whole, fails);
+        std::future::pending::<()>().await;
+    });
+    let body = "x".repeat(100 << 10);
+    let got = request(router.address, "PUT", "/", "", &body).await;
+    assert_eq!((got.status, &*got.text()), (200, "main"));
+    assert_eq!(main.only().body.len(), body.len());
 }

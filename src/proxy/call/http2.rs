@@ -151,10 +151,16 @@ impl Http2 {
                 upload.rewind();
                 (upload, fate)
             }
-            (true, true) => match upload.again() {
-                Some(again) => (again, fate),
-                None => unreachable!("what is repeatable can be had again"),
-            },
+            (true, true) => {
+                let most = upload.body().kept_up_to().unwrap_or(KEPT);
+                match upload.again() {
+                    Some(mut again) => {
+                        again.body().keep(most);
+                        (again, fate)
+                    }
+                    None => unreachable!("what is repeatable can be had again"),
+                }
+            }
             // Some of it is gone.
             (true, false) => (upload, Fate::PerhapsRead),
         }
