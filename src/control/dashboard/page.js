@@ -739,22 +739,22 @@ function renderJudge({ evidence: found, rollout }) {
 const BREAKERS = {
   canary: {
     closed: "the canary gets its requests", open: "main gets the canary’s requests",
-    "half-open": "a few requests try the canary, main gets the others",
+    half_open: "a few requests try the canary, main gets the others",
   },
   main: {
     closed: "main gets its requests", open: "main’s clients get the fallback, or a 503",
-    "half-open": "a few requests try main, other clients get the fallback, or a 503",
+    half_open: "a few requests try main, other clients get the fallback, or a 503",
   },
   sidecar: {
     closed: "the sidecar is asked", open: "the sidecar is not asked, requests go to main",
-    "half-open": "one request at a time asks the sidecar",
+    half_open: "one request at a time asks the sidecar",
   },
 };
 
 function renderGuards({ breakers, limits, state }) {
   const section = $("#guards");
   facts($("[data-list=breakers]", section), Object.keys(BREAKERS).map((name) => ({
-    name: `${name[0].toUpperCase()}${name.slice(1)} breaker`, state: breakers[name], isBad: breakers[name] !== "closed",
+    name: `${name[0].toUpperCase()}${name.slice(1)} breaker`, state: breakers[name].replace("_", "-"), isBad: breakers[name] !== "closed",
     words: BREAKERS[name][breakers[name]] ?? "",
   })));
   renderLimits($("[data-list=limits]", section), limits);
