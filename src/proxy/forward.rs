@@ -379,7 +379,7 @@ async fn send_once(
     mut upload: Box<Upload>,
     informed: bool,
 ) -> Result<Answer, Unanswered<CallError>> {
-    let deadline = clock::now() + upstream.client.timeout;
+    let mut deadline = clock::now() + upstream.client.timeout;
     let method = &message.head.method;
     let mut tries = 0;
     loop {
@@ -462,6 +462,7 @@ async fn send_once(
         if tries < most {
             debug!("the upstream has not looked at the request, which is sent again");
             upload = returned;
+            deadline = client.watch().renewed(deadline, upstream.client.timeout);
             continue;
         }
         let request = match fate {

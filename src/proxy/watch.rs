@@ -73,6 +73,8 @@ pub struct Watch {
     uploaded: Cell<Option<Instant>>,
     connected: Cell<Option<Instant>>,
     deadline: Cell<Option<Instant>>,
+    /// What it, or the last one, was put off to.
+    renewed: Cell<Option<Instant>>,
     deadline_paused: Cell<bool>,
     deadline_passed: Cell<bool>,
     looked: Cell<Instant>,
@@ -96,6 +98,7 @@ impl Watch {
             uploaded: Cell::new(None),
             connected: Cell::new(None),
             deadline: Cell::new(None),
+            renewed: Cell::new(None),
             deadline_paused: Cell::new(false),
             deadline_passed: Cell::new(false),
             looked: Cell::new(clock::now()),
@@ -154,8 +157,20 @@ impl Watch {
     /// A request body on its way to an upstream moved on: its response has `timeout` from here on.
     pub fn upload_moved(&self, timeout: Duration) {
         if self.deadline.get().is_some() {
-            self.deadline.set(Some(clock::recent() + timeout));
+            let renewed = Some(clock::recent() + timeout);
+            self.deadline.set(renewed);
+            self.renewed.set(renewed);
         }
+    }
+
+    /// Until when a request has time that is sent once more: as long as it had, which was up to `deadline` if
+    /// its body has not moved on meanwhile. While its client pauses, no upstream is late.
+    pub fn renewed(&self, deadline: Instant, timeout: Duration) -> Instant {
+        let renewed = match self.deadline_paused.get() {
+            true => Some(clock::recent() + timeout),
+            false => self.renewed.get(),
+        };
+        renewed.map_or(deadline, |renewed| renewed.max(deadline))
     }
 
     /// The request body is over, one way or another.
@@ -192,6 +207,7 @@ impl Watch {
         let mut future = pin!(future);
         self.deadline_passed.set(false);
         self.deadline_paused.set(false);
+        self.renewed.set(None);
         self.deadline.set(Some(deadline));
         let _clear = ClearOnDrop(&self.deadline);
         poll_fn(|cx| {

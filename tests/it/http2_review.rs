@@ -1071,3 +1071,27 @@ async fn a_body_within_max_body_is_replayed_though_a_connection_turned_it_away()
     assert_eq!((got.status, &*got.text()), (200, "main"));
     assert_eq!(main.only().body.len(), body.len());
 }
+
+/// `timeout` is for the upstream: a body that makes progress renews it, and so it is for the next connection.
+#[tokio::test]
+async fn a_request_that_took_long_to_come_has_its_time_on_the_next_connection() {
+    let listener = listen();
+    let target = format!("http://{}", listener.local_addr().unwrap());
+    let config =
+        json!({"proxy-client": {"to-main-and-canary": {"protocol": "h2", "timeout": "300ms"}}});
+    let router = router_with(&target, config);
+    tokio::spawn(async move {
+        let _first = turn_away(&listener, PAUSE * 2).await;
+        let answers = |_: &Asked| answers(200, &[], "up");
+        let builder = server::Builder::new();
+        let _second = H2Upstream::on(listener, builder, None, When::Whole, answers);
+        std::future::pending::<()>().await;
+    });
+    let mut client = Client::connect(router.address).await;
+    client
+        .send(head("POST /", "content-length: 9\r\n") + "some ")
+        .await;
+    tokio::time::sleep(PAUSE * 4).await;
+    let response = client.roundtrip("POST", "body").await;
+    assert_eq!((response.status, &*response.text()), (200, "up"));
+}
