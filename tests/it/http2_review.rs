@@ -28,7 +28,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::support::{
     h2peer::{Asked, H2Upstream, When, answers},
-    h2raw::{Raw, code, goaway, kind},
+    h2raw::{self, Raw, code, data, flag, goaway, headers, kind, ping},
     *,
 };
 
@@ -1094,4 +1094,56 @@ async fn a_request_that_took_long_to_come_has_its_time_on_the_next_connection() 
     tokio::time::sleep(PAUSE * 4).await;
     let response = client.roundtrip("POST", "body").await;
     assert_eq!((response.status, &*response.text()), (200, "up"));
+}
+
+/// What an upstream had sent when it learnt that nobody wants it is no error of its.
+#[tokio::test]
+async fn a_client_that_leaves_takes_no_others_requests_with_it() {
+    const MANY: usize = 120;
+    let listener = listen();
+    let router = h2_router(format!("http://{}", listener.local_addr().unwrap()));
+    let mut stays = Client::connect(router.address).await;
+    stays.send(head("GET /stays", "")).await;
+    let (stream, _) = soon(listener.accept()).await.unwrap();
+    let mut upstream = Raw::server(stream, &[]).await;
+    let next = async |upstream: &mut Raw, kind: u8| loop {
+        let frame = upstream.event().await.expect("the connection goes on");
+        if frame.kind == kind {
+            break frame.stream;
+        }
+    };
+    let wanted = next(&mut upstream, kind::HEADERS).await;
+    let mut leaves = Raw::client(router.address).await;
+    let mut unwanted = Vec::new();
+    for number in 0..MANY as u32 {
+        leaves.send(h2raw::get(2 * number + 1, "/leaves")).await;
+        let stream = next(&mut upstream, kind::HEADERS).await;
+        upstream
+            .send(headers(stream, flag::END_HEADERS, b"\x88"))
+            .await;
+        unwanted.push(stream);
+    }
+    drop(leaves);
+    for _ in 0..MANY {
+        next(&mut upstream, kind::RST_STREAM).await;
+    }
+    // One piece of each at a time, as responses come that are long.
+    for _ in 0..20 {
+        let pieces = unwanted.iter().map(|stream| data(*stream, 0, b"piece"));
+        let all = pieces.collect::<Vec<_>>().concat();
+        upstream.sends([all, ping(b"received")].concat()).await;
+        while upstream
+            .next()
+            .await
+            .is_some_and(|frame| frame.kind != kind::PING)
+        {}
+    }
+    upstream
+        .sends(headers(wanted, flag::END_HEADERS, b"\x88"))
+        .await;
+    upstream
+        .sends(data(wanted, flag::END_STREAM, b"fine"))
+        .await;
+    let response = stays.response("GET").await.unwrap();
+    assert_eq!((response.status, &*response.text()), (200, "fine"));
 }

@@ -38,6 +38,10 @@ const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MOST_STREAMS as u32;
 /// What is kept of one request that the connection does not take.
 const SEND_BUFFER: usize = 64 << 10;
+/// Requests given up within a second of which it is remembered that what still comes of them was on its way. What
+/// comes of others looks like an error of the upstream's, and those are not counted: a connection would end by the
+/// number of clients that leave, with all who stay on it.
+const REMEMBERED: usize = 8 * MOST_STREAMS;
 
 /// The connections of one worker to one upstream.
 #[derive(Default)]
@@ -110,6 +114,8 @@ impl Session {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(MAX_RESPONSE_BYTES as u32)
             .max_send_buffer_size(SEND_BUFFER)
+            .max_concurrent_reset_streams(REMEMBERED)
+            .max_local_error_reset_streams(None)
             .enable_push(false)
             .handshake(wire.end())
             .await
