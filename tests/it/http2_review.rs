@@ -28,7 +28,10 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::support::{
     h2peer::{Asked, H2Upstream, When, answers},
-    h2raw::{self, Raw, code, data, flag, goaway, headers, kind, ping},
+    h2raw::{
+        self, PREFACE, Raw, code, data, flag, goaway, headers, kind, ping, setting, settings,
+        window_update,
+    },
     *,
 };
 
@@ -1146,4 +1149,41 @@ async fn a_client_that_leaves_takes_no_others_requests_with_it() {
         .await;
     let response = stays.response("GET").await.unwrap();
     assert_eq!((response.status, &*response.text()), (200, "fine"));
+}
+
+/// It acknowledges what it reads, as all clients do, also when we have closed.
+#[tokio::test]
+async fn a_long_answer_arrives_whole_that_ends_while_the_router_drains() {
+    const LENGTH: usize = 2 << 20;
+    let gate = Gate::shut();
+    let waits = gate.clone();
+    let upstream = Upstream::start(move |_| {
+        let head = format!("HTTP/1.1 200 X\r\ncontent-length: {LENGTH}\r\n\r\n");
+        vec![
+            Step::Write(head.into()),
+            Step::Wait(waits.clone()),
+            Step::Write(vec![b'x'; LENGTH]),
+        ]
+    })
+    .await;
+    let mut router = router_to(&upstream.url());
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4 << 10).unwrap();
+    let mut client = Raw::on(socket.connect(router.address).await.unwrap());
+    let window = settings(&[(setting::INITIAL_WINDOW_SIZE, 64 << 20)]);
+    client
+        .send([PREFACE, &window, &window_update(0, 64 << 20)].concat())
+        .await;
+    client.send(h2raw::get(1, "/")).await;
+    while client.event().await.unwrap().kind != kind::HEADERS {}
+    router.drain();
+    // Once that it goes, and then from which stream on.
+    for _ in 0..2 {
+        while client.event().await.unwrap().kind != kind::GOAWAY {}
+    }
+    gate.open();
+    let answer = client.answer(1).await;
+    assert_eq!((answer.end, answer.body.len()), (h2raw::End::Whole, LENGTH));
+    drop(client);
+    router.ended().await.unwrap();
 }

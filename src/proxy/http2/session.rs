@@ -47,6 +47,8 @@ const SEND_BUFFER: usize = 64 << 10;
 const PIECE: usize = 64 << 10;
 /// How long a client may take to take our last words.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long one whose connection ends in good order may take to read what was sent, as long as it says that it reads.
+const UNREAD: Duration = Duration::from_secs(60);
 /// How many bytes are thrown away meanwhile, so that our last words are not destroyed by a reset.
 const LINGER_BYTES: usize = 1 << 20;
 /// How long a client without requests may take to say that it has seen that we go.
@@ -113,14 +115,17 @@ impl Session {
         };
         self.begun.set(true);
         self.idle_since.set(clock::now());
-        if self.talk(connection).await {
-            let lingering = Rc::clone(&self.wire).linger(LINGER_BYTES);
-            let _elapsed = tokio::time::timeout(LAST_WORDS, lingering).await;
+        if let Some(most) = self.talk(connection).await {
+            let lingering = Rc::clone(&self.wire).linger(LINGER_BYTES, LAST_WORDS);
+            let _elapsed = tokio::time::timeout(most, lingering).await;
         }
     }
 
-    /// Whether the client may still be sending at the end.
-    async fn talk(self: &Rc<Self>, connection: server::Connection<WireEnd, Bytes>) -> bool {
+    /// If the client may still be sending at the end: for how long.
+    async fn talk(
+        self: &Rc<Self>,
+        connection: server::Connection<WireEnd, Bytes>,
+    ) -> Option<Duration> {
         let mut connection = pin!(connection);
         let mut requests = FuturesUnordered::new();
         let mut leaving = None;
@@ -141,13 +146,13 @@ impl Session {
                     leaving = Some(Box::pin(tokio::time::sleep(LAST_WORDS)));
                 }
                 Some(Order::Drain) if leaving.is_none() => connection.graceful_shutdown(),
-                Some(Order::Cut) => return Poll::Ready(false),
+                Some(Order::Cut) => return Poll::Ready(None),
                 Some(Order::Expire | Order::Drain | Order::Look) | None => {}
             }
             if let Some(patience) = &mut leaving
                 && patience.as_mut().poll(cx).is_ready()
             {
-                return Poll::Ready(false);
+                return Poll::Ready(None);
             }
             loop {
                 // First what there is to say.
@@ -159,9 +164,13 @@ impl Session {
                     }
                     Poll::Ready(Some(Err(error))) => {
                         debug!(%error, "a client's connection broke off");
-                        return Poll::Ready(true);
+                        return Poll::Ready(Some(LAST_WORDS));
                     }
-                    Poll::Ready(None) => return Poll::Ready(leaving.is_some()),
+                    Poll::Ready(None) if leaving.is_some() => {
+                        return Poll::Ready(Some(LAST_WORDS));
+                    }
+                    // It has not read all yet that is on its way, and acknowledges what it reads.
+                    Poll::Ready(None) => return Poll::Ready(Some(UNREAD)),
                     Poll::Pending => break,
                 }
             }

@@ -10,11 +10,14 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    time::timeout,
+};
 
 use super::guard::Guard;
 use crate::{
@@ -87,12 +90,12 @@ impl Wire {
         self.noted(polled)
     }
 
-    /// Reads and throws away what the other side still sends, up to `most` bytes, so that our last words are
-    /// not destroyed by a reset.
-    pub async fn linger(self: Rc<Self>, mut most: usize) {
+    /// Reads and throws away what the other side still sends, up to `most` bytes and until it is silent for
+    /// `patience`, so that our last words are not destroyed by a reset.
+    pub async fn linger(self: Rc<Self>, mut most: usize, patience: Duration) {
         let mut end = WireEnd(self);
         let mut scratch = vec![0; 4096];
-        while let Ok(read @ 1..) = end.read(&mut scratch).await {
+        while let Ok(Ok(read @ 1..)) = timeout(patience, end.read(&mut scratch)).await {
             most = most.saturating_sub(read);
             if most == 0 {
                 return;
