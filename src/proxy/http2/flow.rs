@@ -21,7 +21,7 @@ pub struct Outgoing {
     stream: SendStream<Bytes>,
     /// What there is no room for yet.
     waiting: Bytes,
-    /// It is the last.
+    /// Nothing comes behind it.
     last: bool,
     /// How much has gone.
     sent: u64,
@@ -60,6 +60,7 @@ impl Outgoing {
     /// # Errors
     /// The stream's.
     pub fn end_with(&mut self, trailers: HeaderMap) -> Result<(), h2::Error> {
+        self.last = true;
         self.stream.send_trailers(trailers)
     }
 
@@ -76,6 +77,11 @@ impl Outgoing {
             self.stream.send_data(piece, last)?;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Whether the end of it was put in.
+    pub fn has_last(&self) -> bool {
+        self.last
     }
 
     /// How much of the content has gone.

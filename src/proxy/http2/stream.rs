@@ -350,7 +350,8 @@ impl Stream {
         ended: bool,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), End>> {
-        let mut is_last = ended;
+        // Perhaps since an earlier poll, which had to wait for room.
+        let mut is_last = ended || outgoing.has_last();
         loop {
             let sent = outgoing.sent();
             let gone = outgoing.poll_gone(cx);
