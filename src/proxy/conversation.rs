@@ -462,10 +462,11 @@ async fn run_tunnel(connection: &Connection, tunnel: Tunnel) {
     let mut raw = Raw(connection);
     let read = raw.take_read();
     tokio::select! {
-        ended = tunnel.run(&mut raw, &read) => match ended {
-            Ok(copied) => connection.notes.copied(copied),
-            Err(error) => debug!(%error, "tunnel broke off"),
-        },
+        ended = tunnel.run(&mut raw, &read, &connection.notes) => {
+            if let Err(error) = ended {
+                debug!(%error, "tunnel broke off");
+            }
+        }
         () = expired => {
             connection.notes.flag(Flag::Cut);
             debug!("tunnel closed: the process ends");

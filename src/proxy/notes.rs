@@ -187,14 +187,6 @@ impl Notes {
         }
     }
 
-    /// A tunnel has ended: how many bytes came from the client, and from the upstream.
-    pub fn copied(&self, (up, down): (u64, u64)) {
-        self.add(|entry| {
-            entry.request_bytes += up;
-            entry.response_bytes += down;
-        });
-    }
-
     /// Something went wrong.
     pub fn flag(&self, flag: Flag) {
         self.add(|entry| {

@@ -429,11 +429,8 @@ impl Stream {
             return End::Broken;
         };
         let mut client = StreamIo::new(outgoing, incoming);
-        match tunnel.run(&mut client, &[]).await {
-            Ok(copied) => {
-                self.notes.copied(copied);
-                End::Done
-            }
+        match tunnel.run(&mut client, &[], &self.notes).await {
+            Ok(()) => End::Done,
             Err(error) => {
                 debug!(%error, "tunnel broke off");
                 End::Broken
