@@ -30,6 +30,7 @@ use crate::{
     proxy::{
         forwarded::Peer,
         io::Io,
+        notes::Flag,
         watch::{Order, Patience},
         worker::Worker,
     },
@@ -136,17 +137,21 @@ impl Session {
             };
             match order {
                 Some(Order::Expire) if leaving.is_none() => {
-                    let reason = match self.wire.is_flooded() {
-                        true => Reason::ENHANCE_YOUR_CALM,
-                        false => Reason::NO_ERROR,
+                    let (reason, flag) = match self.wire.is_flooded() {
+                        true => (Reason::ENHANCE_YOUR_CALM, Flag::Refused),
+                        false => (Reason::NO_ERROR, Flag::ClientTimedOut),
                     };
                     debug!(%reason, "a client's connection is closed");
                     connection.abrupt_shutdown(reason);
+                    self.flag(flag);
                     requests.clear();
                     leaving = Some(Box::pin(tokio::time::sleep(LAST_WORDS)));
                 }
                 Some(Order::Drain) if leaving.is_none() => connection.graceful_shutdown(),
-                Some(Order::Cut) => return Poll::Ready(None),
+                Some(Order::Cut) => {
+                    self.flag(Flag::Cut);
+                    return Poll::Ready(None);
+                }
                 Some(Order::Expire | Order::Drain | Order::Look) | None => {}
             }
             if let Some(patience) = &mut leaving
@@ -164,13 +169,19 @@ impl Session {
                     }
                     Poll::Ready(Some(Err(error))) => {
                         debug!(%error, "a client's connection broke off");
+                        self.flag(Flag::ClientGone);
                         return Poll::Ready(Some(LAST_WORDS));
                     }
-                    Poll::Ready(None) if leaving.is_some() => {
-                        return Poll::Ready(Some(LAST_WORDS));
+                    Poll::Ready(None) => {
+                        self.flag(Flag::ClientGone);
+                        // It has not read all yet that is on its way, and acknowledges what it reads.
+                        let most = if leaving.is_some() {
+                            LAST_WORDS
+                        } else {
+                            UNREAD
+                        };
+                        return Poll::Ready(Some(most));
                     }
-                    // It has not read all yet that is on its way, and acknowledges what it reads.
-                    Poll::Ready(None) => return Poll::Ready(Some(UNREAD)),
                     Poll::Pending => break,
                 }
             }
@@ -179,6 +190,13 @@ impl Session {
         })
         .await
         // What was in flight for this client, if anything, is cancelled here.
+    }
+
+    /// What is in flight is given up, because of this.
+    fn flag(&self, flag: Flag) {
+        for (_, stream) in self.streams.borrow().iter() {
+            stream.notes.flag(flag);
+        }
     }
 
     /// A stream is looked after as long as what this gives lives.
