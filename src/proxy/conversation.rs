@@ -449,6 +449,7 @@ async fn skip_body(connection: &Connection) -> bool {
             Some(Err(_)) => return false,
         }
     }
+    connection.notes.add(|entry| entry.request_bytes += skipped);
     connection.is_body_over()
 }
 
@@ -478,6 +479,8 @@ async fn run_tunnel(connection: &Connection, tunnel: Tunnel) {
 /// what comes for a while, so that our answer is not destroyed on its way by a reset (RFC 9112
 /// section 9.6).
 async fn close(connection: &Connection, client_may_send: bool) {
+    // What comes now is no part of it.
+    connection.notes.end();
     let mut raw = Raw(connection);
     if raw.finish().await.is_ok() && client_may_send {
         let _elapsed = tokio::time::timeout(LINGER, linger(&mut raw)).await;

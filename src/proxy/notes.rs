@@ -240,11 +240,11 @@ impl Notes {
         });
     }
 
-    /// It has failed.
+    /// It has failed. The first failure counts: others come of it.
     pub fn failed(&self, kind: FailureKind) {
         self.add(|entry| {
             if let Some(attempt) = entry.attempts.last_mut() {
-                attempt.failed = Some((kind, clock::now()));
+                attempt.failed.get_or_insert((kind, clock::now()));
             }
         });
     }

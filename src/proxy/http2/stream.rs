@@ -254,6 +254,7 @@ impl Stream {
         };
         let reply = match wrong {
             Some(why) => {
+                self.notes.failed(FailureKind::Malformed);
                 let error = UpstreamError::caused(FailureKind::Malformed, why);
                 let explained = service::explain(&error.into());
                 if let Body::Upstream(mut body) = reply.body {
@@ -270,6 +271,7 @@ impl Stream {
         } = reply;
         if switches {
             if !accepts(&head, key) {
+                self.notes.failed(FailureKind::Malformed);
                 return End::Broken;
             }
             head.status = StatusCode::OK;
@@ -440,7 +442,10 @@ impl Stream {
 
     fn refuse_late(&self) {
         let status = StatusCode::REQUEST_TIMEOUT;
-        self.notes.add(|entry| entry.status = Some(status));
+        self.notes.add(|entry| {
+            entry.status = Some(status);
+            entry.response_bytes += TOO_SLOW.len() as u64;
+        });
         let mut response = http::Response::new(());
         *response.status_mut() = StatusCode::REQUEST_TIMEOUT;
         *response.version_mut() = Version::HTTP_2;
