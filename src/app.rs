@@ -354,6 +354,11 @@ impl Running {
         self.run.send_replace(Run::Drain);
     }
 
+    /// Stops at once: what is in flight is cut.
+    pub fn cut(&self) {
+        self.run.send_replace(Run::Cut);
+    }
+
     /// Returns when all threads have ended: after a [`drain`](Running::drain), or because one of them
     /// failed.
     ///

@@ -4,6 +4,7 @@
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -17,6 +18,9 @@ use canary_router::{
 use clap::Parser;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
+
+/// How long the threads may take to notice that they are to end at once.
+const LAST_MOMENT: Duration = Duration::from_millis(500);
 
 /// A canary reverse proxy: decides per request between the old and the new version of a service.
 ///
@@ -103,6 +107,9 @@ async fn supervise(mut running: Running, mut signals: Signals, file: &Path) -> R
         ended = running.ended() => gone(ended),
         name = signals.stop() => {
             warn!(signal = name, "second signal: stopping at once");
+            running.cut();
+            // What was served is still told of.
+            let _in_vain = tokio::time::timeout(LAST_MOMENT, running.ended()).await;
             bail!("stopped by a second signal before the drain had ended")
         }
     }

@@ -105,6 +105,8 @@ pub enum Run {
     On,
     /// It drains: nothing new is accepted.
     Drain,
+    /// It ends at once: what is in flight is cut.
+    Cut,
 }
 
 /// What a worker is made of, before it has its thread.
@@ -263,10 +265,11 @@ impl Worker {
     }
 
     /// Lets what is in flight end. Says how many connections had to be cut at the deadline.
-    async fn drain(&self, deadline: Instant) -> usize {
+    async fn drain(&self, deadline: Instant, run: &mut watch::Receiver<Run>) -> usize {
         tokio::select! {
             () = self.until_empty() => return 0,
             () = sleep_until(deadline.into()) => {}
+            _ = run.wait_for(|run| *run == Run::Cut) => {}
         }
         let cut = self.connections.borrow().len();
         for (_, arrived) in self.connections.borrow().iter() {
@@ -369,12 +372,12 @@ async fn work(setup: Setup) -> io::Result<()> {
     loop {
         let accepted = tokio::select! {
             biased;
-            _ = run.wait_for(|run| *run == Run::Drain) => break,
+            _ = run.wait_for(|run| *run != Run::On) => break,
             accepted = listener::accept(&listener) => accepted,
         };
         let place = tokio::select! {
             place = one_of(places.as_ref()) => place,
-            _ = run.wait_for(|run| *run == Run::Drain) => None,
+            _ = run.wait_for(|run| *run != Run::On) => None,
         };
         worker.serve(accepted, place);
     }
@@ -384,9 +387,13 @@ async fn work(setup: Setup) -> io::Result<()> {
     // Responses say `Connection: close` from now on; the patience with silent connections counts from
     // when the last of them is there.
     worker.draining.set(Some(settled));
-    worker.stop_listening(listener, settled).await;
-    match worker.drain(now + timeout).await {
+    tokio::select! {
+        () = worker.stop_listening(listener, settled) => {}
+        _ = run.wait_for(|run| *run == Run::Cut) => {}
+    }
+    match worker.drain(now + timeout, &mut run).await {
         0 => info!("worker drained"),
+        cut if *run.borrow() == Run::Cut => warn!(connections = cut, "connections were cut"),
         cut => warn!(
             connections = cut,
             "shutdown-timeout is over: connections were cut"
