@@ -9,6 +9,7 @@
 
 mod support;
 
+mod access;
 mod admin;
 mod admin_changes;
 mod admin_junk;
