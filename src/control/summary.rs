@@ -18,8 +18,9 @@ use crate::policy::{
 const ENOUGH: u64 = 30;
 /// From here on a target's failures are said to be more than the other's.
 const MORE_OFTEN: f64 = 2.0;
-/// And so many it has to be.
+/// And so many it has to be, and so many standard deviations off: less is chance.
 const FAILURES: u64 = 3;
+const SURE: f64 = 3.0;
 /// From here on main is said to fail by itself.
 const MAIN_FAILS: f64 = 0.05;
 /// From here on a target is said to be slower, without a judge: by the latency of half of its requests.
@@ -206,7 +207,10 @@ fn last_minute(facts: &Facts<'_>) -> (Level, String) {
         let text = format!("Main fails: {}", failures(facts));
         return (Level::Warn, text);
     }
-    if canary.failures >= FAILURES && ratio(canary) >= MORE_OFTEN * ratio(main) {
+    if canary.failures >= FAILURES
+        && ratio(canary) >= MORE_OFTEN * ratio(main)
+        && ratio(canary) - ratio(main) >= SURE * deviation(canary, main)
+    {
         let text = format!("The canary fails more often: {}", failures(facts));
         return (Level::Warn, text);
     }
@@ -229,6 +233,13 @@ fn last_minute(facts: &Facts<'_>) -> (Level, String) {
             format!("There are few requests: {}", failures(facts)),
         ),
     }
+}
+
+/// By how much the failure ratios of two targets that fail equally often differ, usually.
+fn deviation(one: &Recent, other: &Recent) -> f64 {
+    let [ones, others] = [one, other].map(|recent| recent.requests.max(1) as f64);
+    let both = (one.failures + other.failures) as f64 / (ones + others);
+    (both * (1.0 - both) * (1.0 / ones + 1.0 / others)).sqrt()
 }
 
 fn is_silent(facts: &Facts<'_>) -> bool {
@@ -465,6 +476,13 @@ mod tests {
                 "fails more often: the canary fails 12 %",
             ),
             (good, recent(100, 2, 0.011), Level::Good, "All is well"),
+            // Three times as often, which happens to one of seven who are as good.
+            (
+                recent(1800, 3, 0.010),
+                recent(560, 3, 0.011),
+                Level::Good,
+                "All is well",
+            ),
             (
                 recent(1000, 100, 0.01),
                 recent(100, 10, 0.01),

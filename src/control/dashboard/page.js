@@ -245,8 +245,11 @@ function renderSummary(status) {
 const WORSE_RATIO = 1.5;
 const SLOWER_SHARE = 1.1;
 const SLOWER_SECONDS = 0.015;
-// Fewer failures than that happen to anybody.
+// What a minute shows is chance, unless it is so many standard deviations off and so many failures, or of so many requests. A red mark beside
+// a judge who finds nothing would have somebody roll a good canary back.
+const SURE = 3;
 const FEW_FAILURES = 3;
+const ENOUGH = { p50: 100, p99: 1000 };
 
 function renderTargets(status) {
   const { main, canary } = status.targets;
@@ -274,7 +277,7 @@ function renderTargets(status) {
   note($("#main-card"), "failure-ratio", counts(main), fails.worse === "main");
   note($("#canary-card"), "failure-ratio", fails.words, fails.worse === "canary", counts(canary));
   for (const quantile of ["p50", "p99"]) {
-    const takes = compareLatency(main.latency_seconds[quantile], canary.latency_seconds[quantile]);
+    const takes = compareLatency(main, canary, quantile);
     note($("#main-card"), quantile, takes.worse === "main" ? "slower" : "", takes.worse === "main");
     note($("#canary-card"), quantile, takes.words, takes.worse === "canary");
   }
@@ -296,22 +299,23 @@ function compareFailures(main, canary) {
     : main.failure_ratio === 0 ? "main fails none"
     : canary.failure_ratio === 0 ? "less than main"
     : Math.abs(ratio - 1) < 0.1 ? "as main" : `${significant(ratio)}× main’s`;
-  let worse = null;
-  if (canary.failure_ratio > WORSE_RATIO * main.failure_ratio && canary.failures >= FEW_FAILURES) worse = "canary";
-  if (main.failure_ratio > WORSE_RATIO * canary.failure_ratio && main.failures >= FEW_FAILURES) worse = "main";
-  // With one request of the canary the ratios differ by chance alone.
-  if (worse === "main" && canary.requests * main.failure_ratio < FEW_FAILURES) worse = null;
-  return { words, worse };
+  const both = (main.failures + canary.failures) / (main.requests + canary.requests);
+  const deviation = Math.sqrt(both * (1 - both) * (1 / main.requests + 1 / canary.requests));
+  const worse = (one, other) => one.failures >= FEW_FAILURES && one.failure_ratio > WORSE_RATIO * other.failure_ratio &&
+    one.failure_ratio - other.failure_ratio > SURE * deviation;
+  return { words, worse: worse(canary, main) ? "canary" : worse(main, canary) ? "main" : null };
 }
 
-function compareLatency(main, canary) {
+function compareLatency(ofMain, ofCanary, quantile) {
+  const [main, canary] = [ofMain, ofCanary].map((target) => target.latency_seconds[quantile]);
   if (main === null || canary === null) return { words: "" };
+  const known = Math.min(ofMain.requests, ofCanary.requests) >= ENOUGH[quantile];
   const slower = (one, other) => one > Math.max(other * SLOWER_SHARE, other + SLOWER_SECONDS);
   const difference = latency(Math.abs(canary - main));
   const same = Math.abs(canary - main) < 0.0005 || Math.abs(canary / main - 1) < 0.005;
   return {
     words: same ? "as main" : `${canary > main ? "+" : "−"}${difference}`,
-    worse: slower(canary, main) ? "canary" : slower(main, canary) ? "main" : null,
+    worse: !known ? null : slower(canary, main) ? "canary" : slower(main, canary) ? "main" : null,
   };
 }
 
