@@ -49,6 +49,7 @@ pub enum Known {
     ProxyConnection,
     Te,
     Traceparent,
+    Tracestate,
     Trailer,
     TransferEncoding,
     Upgrade,
@@ -63,7 +64,7 @@ pub enum Known {
 
 impl Known {
     /// All of them, with their names in lower case.
-    const NAMES: [(Known, &'static [u8]); 23] = [
+    const NAMES: [(Known, &'static [u8]); 24] = [
         (Known::Connection, b"connection"),
         (Known::ContentLength, b"content-length"),
         (Known::Cookie, b"cookie"),
@@ -77,6 +78,7 @@ impl Known {
         (Known::ProxyConnection, b"proxy-connection"),
         (Known::Te, b"te"),
         (Known::Traceparent, b"traceparent"),
+        (Known::Tracestate, b"tracestate"),
         (Known::Trailer, b"trailer"),
         (Known::TransferEncoding, b"transfer-encoding"),
         (Known::Upgrade, b"upgrade"),
@@ -115,6 +117,7 @@ impl Known {
             (9, b'f') => Known::Forwarded,
             (10, b'c') => Known::Connection,
             (10, b'k') => Known::KeepAlive,
+            (10, b't') => Known::Tracestate,
             (11, b't') => Known::Traceparent,
             (12, b'x') => Known::XRequestId,
             (13, b'x') => Known::XCanaryBody,

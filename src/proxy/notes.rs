@@ -274,11 +274,7 @@ impl Notes {
 
 impl Entry {
     fn context(&self, span: Option<u64>) -> Option<Context> {
-        let trace = self.trace.as_ref()?;
-        Some(Context {
-            trace: trace.id,
-            span: span?,
-        })
+        Some(self.trace.as_ref()?.context(span?))
     }
 }
 

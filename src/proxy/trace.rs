@@ -37,6 +37,17 @@ pub struct Trace {
     state: Option<Box<str>>,
 }
 
+impl Trace {
+    /// What an upstream is told, for which there is this span.
+    pub fn context(&self, span: u64) -> Context {
+        Context {
+            trace: self.id,
+            span,
+            begins: self.parent.is_none(),
+        }
+    }
+}
+
 /// What an upstream is told: what it does is a part of this span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Context {
@@ -44,6 +55,8 @@ pub struct Context {
     pub trace: u128,
     /// Not 0.
     pub span: u64,
+    /// Nobody has told us of it.
+    pub begins: bool,
 }
 
 impl Tracer {
@@ -130,7 +143,7 @@ fn parse(said: &[u8]) -> Option<Parent> {
 
 /// `tracestate`, whose lines are one list.
 fn state(head: &RequestHead) -> Option<Box<str>> {
-    let lines: Vec<_> = head.headers.named("tracestate").collect();
+    let lines: Vec<_> = head.headers.all(Known::Tracestate).collect();
     if lines.is_empty() {
         return None;
     }
@@ -368,6 +381,7 @@ mod tests {
         let context = Context {
             trace: parent.trace,
             span: parent.span,
+            begins: false,
         };
         assert_eq!(context.to_header(), format!("00-{TRACE}-{SPAN}-01"));
     }

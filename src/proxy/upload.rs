@@ -68,6 +68,9 @@ impl Message<'_> {
         };
         match self.trace {
             None => ours,
+            // What came is of no trace, or of one that nobody can make out (sections 4.2 and 4.3 of the
+            // recommendation).
+            Some(trace) if trace.begins => ours.with(Known::Traceparent).with(Known::Tracestate),
             Some(_) => ours.with(Known::Traceparent),
         }
     }
