@@ -117,7 +117,10 @@ fn put_line(out: &mut Vec<u8>, entry: &Entry, statuses: SidecarStatuses, now: In
     let question = entry.question.as_ref();
     put_seconds(
         out,
-        question.map(|question| (question.started, question.ended)),
+        question.map(|question| {
+            let answered = question.answered.map(|(_, answered)| answered);
+            (question.started, answered.unwrap_or(now))
+        }),
     );
     put(out, r#","seconds":"#);
     put_seconds(out, Some((entry.started, now)));
@@ -141,7 +144,8 @@ fn put_line(out: &mut Vec<u8>, entry: &Entry, statuses: SidecarStatuses, now: In
 /// What went wrong, in order: `canary_timeout`, `replayed`.
 pub fn flags(entry: &Entry) -> impl Iterator<Item = String> {
     let sidecar = entry.question.as_ref().and_then(|question| {
-        let failed = question.result == SidecarResult::Error;
+        let (result, _) = question.answered?;
+        let failed = result == SidecarResult::Error;
         failed.then(|| "sidecar_failed".to_owned())
     });
     let upstreams = entry.attempts.iter().filter_map(|attempt| {

@@ -74,10 +74,8 @@ pub struct Asked {
 pub struct Question {
     /// When it was asked.
     pub started: Instant,
-    /// When it was answered, or had failed.
-    pub ended: Instant,
-    /// What came of it.
-    pub result: SidecarResult,
+    /// What came of it, and when; `None` where the request was over before.
+    pub answered: Option<(SidecarResult, Instant)>,
     /// Its span.
     pub span: Option<u64>,
 }
@@ -249,25 +247,27 @@ impl Notes {
         });
     }
 
-    /// The sidecar is asked now. Its span, and what it is to be told of the trace.
+    /// The sidecar is asked now. What it is to be told of the trace.
     pub fn asking(&self) -> Option<Context> {
         let mut context = None;
         self.add(|entry| {
             let span = entry.trace.as_ref().map(|_| trace::fresh_span());
             context = entry.context(span);
+            entry.question = Some(Question {
+                started: clock::now(),
+                answered: None,
+                span,
+            });
         });
         context
     }
 
-    /// It was asked.
-    pub fn asked(&self, started: Instant, context: Option<Context>, result: SidecarResult) {
+    /// It has answered, or has failed.
+    pub fn asked(&self, result: SidecarResult) {
         self.add(|entry| {
-            entry.question = Some(Question {
-                started,
-                ended: clock::now(),
-                result,
-                span: context.map(|context| context.span),
-            });
+            if let Some(question) = &mut entry.question {
+                question.answered = Some((result, clock::now()));
+            }
         });
     }
 }

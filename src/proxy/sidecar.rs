@@ -172,7 +172,7 @@ async fn ask(
         worker.tally.sidecar(SidecarResult::BreakerOpen, None);
         return Asked::FAILED;
     };
-    let context = client.notes().asking();
+    let trace = client.notes().asking();
     let message = Message {
         head: question.head,
         peer: client.peer(),
@@ -181,7 +181,7 @@ async fn ask(
         takes_trailers: question.takes_trailers,
         upgrade: None,
         sidecar: Some(part),
-        trace: context,
+        trace,
     };
     let given = RequestBody::whole(given, None);
     let asked = forward::ask(
@@ -214,7 +214,7 @@ async fn ask(
             (Outcome::Failure, SidecarResult::Error, Asked::FAILED)
         }
     };
-    client.notes().asked(turn.began, context, result);
+    client.notes().asked(result);
     let took = turn.end(outcome);
     worker.tally.sidecar(result, Some(took));
     asked

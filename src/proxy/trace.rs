@@ -12,7 +12,7 @@ use super::{
     access,
     fields::Known,
     message::RequestHead,
-    notes::{Attempt, Client, Entry},
+    notes::{Attempt, Client, Entry, Question},
 };
 use crate::{
     clock,
@@ -156,19 +156,17 @@ fn state(head: &RequestHead) -> Option<Box<str>> {
 pub fn spans(entry: &Entry, trace: Trace, statuses: SidecarStatuses, now: Instant) -> Spans {
     let wall = clock::wall();
     let at = |moment: Instant| wall - now.saturating_duration_since(moment);
-    let method = entry
-        .asked
-        .as_ref()
-        .map(|asked| text(asked.method.as_str()));
-    let method = method.unwrap_or(Cow::Borrowed("HTTP"));
-    let mut spans = vec![request(
-        entry,
-        &trace,
-        method.clone(),
-        at(entry.started),
-        wall,
-    )];
-    if let Some((reason, decided)) = entry.decided {
+    let method = Method::of(entry);
+    let mut spans = vec![request(entry, &trace, method, at(entry.started), wall)];
+    let question = entry.question.as_ref();
+    if entry.decided.is_some() || question.is_some() {
+        let decided = entry.decided.map_or(now, |(_, decided)| decided);
+        let attributes = entry.decided.map(|(reason, _)| {
+            vec![
+                ("canary_router.target", reason.target().label().into()),
+                ("canary_router.reason", reason.label(statuses).into()),
+            ]
+        });
         let decision = Span {
             id: fresh_span(),
             parent: Some(trace.span),
@@ -176,37 +174,16 @@ pub fn spans(entry: &Entry, trace: Trace, statuses: SidecarStatuses, now: Instan
             kind: SpanKind::Internal,
             started: at(entry.started),
             ended: at(decided),
-            attributes: vec![
-                ("canary_router.target", reason.target().label().into()),
-                ("canary_router.reason", reason.label(statuses).into()),
-            ],
-            error: None,
+            attributes: attributes.unwrap_or_default(),
+            error: entry.decided.is_none().then(|| "given up".into()),
         };
         let parent = decision.id;
         spans.push(decision);
-        if let Some(question) = &entry.question {
-            let failed = question.result == SidecarResult::Error;
-            spans.push(Span {
-                id: question.span.unwrap_or_else(fresh_span),
-                parent: Some(parent),
-                name: method.clone(),
-                kind: SpanKind::Client,
-                started: at(question.started),
-                ended: at(question.ended),
-                attributes: vec![
-                    ("canary_router.upstream", "sidecar".into()),
-                    (
-                        "canary_router.sidecar_result",
-                        question.result.label().into(),
-                    ),
-                ],
-                error: failed.then(|| "the sidecar failed".into()),
-            });
-        }
+        spans.extend(question.map(|question| asked(question, parent, method, now, at)));
     }
     for (i, attempt) in entry.attempts.iter().enumerate() {
         let is_last = i + 1 == entry.attempts.len();
-        spans.push(sent(attempt, &trace, method.clone(), is_last, now, at));
+        spans.push(sent(attempt, &trace, method, is_last, now, at));
     }
     Spans {
         trace: trace.id,
@@ -215,19 +192,54 @@ pub fn spans(entry: &Entry, trace: Trace, statuses: SidecarStatuses, now: Instan
     }
 }
 
+/// A request's method. Names of spans, and of methods, are to be few (semantic conventions, HTTP spans).
+#[derive(Clone, Copy)]
+struct Method {
+    name: &'static str,
+    said: &'static str,
+}
+
+impl Method {
+    const KNOWN: [&str; 9] = [
+        "CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE",
+    ];
+    const OTHER: Method = Method {
+        name: "HTTP",
+        said: "_OTHER",
+    };
+
+    fn of(entry: &Entry) -> Method {
+        let asked = entry.asked.as_ref().map(|asked| asked.method.as_str());
+        let known = Method::KNOWN
+            .into_iter()
+            .find(|known| Some(*known) == asked);
+        known.map_or(Method::OTHER, |known| Method {
+            name: known,
+            said: known,
+        })
+    }
+}
+
 fn request(
     entry: &Entry,
     trace: &Trace,
-    method: Cow<'static, str>,
+    method: Method,
     started: SystemTime,
     ended: SystemTime,
 ) -> Span {
-    let mut attributes = vec![("http.request.method", method.clone().into())];
+    let mut attributes = vec![("http.request.method", method.said.into())];
     if let Some(asked) = &entry.asked {
+        if asked.method.as_str() != method.said {
+            let original = text(asked.method.as_str());
+            attributes.push(("http.request.method_original", original.into()));
+        }
         let path = String::from_utf8_lossy(&asked.path).into_owned();
         attributes.push(("url.path", path.into()));
         let version = format!("{:?}", asked.version);
-        let version = version.trim_start_matches("HTTP/").trim_end_matches(".0");
+        let version = match version.trim_start_matches("HTTP/") {
+            "2.0" => "2",
+            version => version,
+        };
         attributes.push(("network.protocol.name", "http".into()));
         attributes.push(("network.protocol.version", text(version).into()));
     }
@@ -263,10 +275,41 @@ fn request(
     Span {
         id: trace.span,
         parent: trace.parent,
-        name: method.clone(),
+        name: method.name.into(),
         kind: SpanKind::Server,
         started,
         ended,
+        attributes,
+        error,
+    }
+}
+
+/// A question to the sidecar, which is a part of the decision.
+fn asked(
+    question: &Question,
+    parent: u64,
+    method: Method,
+    now: Instant,
+    at: impl Fn(Instant) -> SystemTime,
+) -> Span {
+    let mut attributes = vec![
+        ("http.request.method", method.said.into()),
+        ("canary_router.upstream", "sidecar".into()),
+    ];
+    let result = question.answered.map(|(result, _)| result);
+    attributes.extend(result.map(|result| ("canary_router.sidecar_result", result.label().into())));
+    let error = match result {
+        Some(SidecarResult::Error) => Some("the sidecar failed".into()),
+        Some(_) => None,
+        None => Some("given up".into()),
+    };
+    Span {
+        id: question.span.unwrap_or_else(fresh_span),
+        parent: Some(parent),
+        name: method.name.into(),
+        kind: SpanKind::Client,
+        started: at(question.started),
+        ended: at(question.answered.map_or(now, |(_, answered)| answered)),
         attributes,
         error,
     }
@@ -277,13 +320,13 @@ fn request(
 fn sent(
     attempt: &Attempt,
     trace: &Trace,
-    method: Cow<'static, str>,
+    method: Method,
     is_last: bool,
     now: Instant,
     at: impl Fn(Instant) -> SystemTime,
 ) -> Span {
     let mut attributes = vec![
-        ("http.request.method", method.clone().into()),
+        ("http.request.method", method.said.into()),
         ("canary_router.upstream", attempt.target.label().into()),
     ];
     if let Some((status, _)) = attempt.answered {
@@ -312,7 +355,7 @@ fn sent(
     Span {
         id: attempt.span.unwrap_or_else(fresh_span),
         parent: Some(trace.span),
-        name: method.clone(),
+        name: method.name.into(),
         kind: SpanKind::Client,
         started: at(attempt.started),
         ended: at(ended),
