@@ -62,6 +62,7 @@ mod replay;
 mod rollout;
 mod shutdown;
 mod sidecar;
+mod spans;
 mod split;
 mod state;
 mod timeouts;
