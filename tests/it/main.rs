@@ -23,6 +23,7 @@ mod command_line;
 mod compose;
 mod connections;
 mod crowds;
+mod dashboard;
 mod decisions;
 mod descriptors;
 mod desync;

@@ -4,6 +4,7 @@
 // clippy takes functions for tests only where they are one, and the kit is none of the data plane.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+pub mod browser;
 mod by_hand;
 mod client;
 pub mod h2peer;
