@@ -32,14 +32,14 @@ fn config(main: &Upstream, canary: &Upstream, rollout: Value) -> Value {
 }
 
 /// Requests at a steady rate until it is dropped.
-struct Traffic {
+pub struct Traffic {
     task: tokio::task::JoinHandle<()>,
     errors: Arc<AtomicU64>,
     canary: Arc<AtomicU64>,
 }
 
 impl Traffic {
-    fn start(address: std::net::SocketAddr, every: Duration) -> Traffic {
+    pub fn start(address: std::net::SocketAddr, every: Duration) -> Traffic {
         let errors = Arc::new(AtomicU64::new(0));
         let canary = Arc::new(AtomicU64::new(0));
         let counts = (Arc::clone(&errors), Arc::clone(&canary));

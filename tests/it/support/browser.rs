@@ -329,25 +329,20 @@ impl Page {
 
     /// A key, by its name (UI Events KeyboardEvent key Values), goes down and up.
     pub async fn press(&self, key: &str) {
-        let (key, modifiers) = match key.strip_prefix("Shift+") {
-            Some(key) => (key, 8),
-            None => (key, 0),
-        };
         let (code, number, text) = match key {
             "Enter" => ("Enter", 13, "\r"),
             "Tab" => ("Tab", 9, ""),
             "Escape" => ("Escape", 27, ""),
             " " => ("Space", 32, " "),
             "ArrowLeft" => ("ArrowLeft", 37, ""),
-            "ArrowRight" => ("ArrowRight", 39, ""),
             "Home" => ("Home", 36, ""),
             "End" => ("End", 35, ""),
-            "PageUp" => ("PageUp", 33, ""),
+            "Delete" => ("Delete", 46, ""),
             other => panic!("{other}: teach it"),
         };
         for kind in ["keyDown", "keyUp"] {
             let mut params = json!({"type": kind, "key": key, "code": code,
-                "windowsVirtualKeyCode": number, "modifiers": modifiers});
+                "windowsVirtualKeyCode": number});
             if kind == "keyDown" {
                 params["text"] = text.into();
             }
@@ -420,9 +415,14 @@ impl Page {
         let number = |i: usize| size[i].as_f64().unwrap();
         self.is_sized(number(0) as u32, number(1) as u32, number(2))
             .await;
-        // What is drawn by the size has to be drawn anew.
-        self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 100))))")
-            .await;
+        self.view(file).await;
+    }
+
+    /// A picture of what is in the window.
+    pub async fn view(&self, file: &Path) {
+        // What follows the size is drawn two frames later.
+        let frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))";
+        self.evaluate(frames).await;
         let shot = self.ask("Page.captureScreenshot", json!({})).await;
         let shot = STANDARD.decode(word(&shot, "data")).unwrap();
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
@@ -455,12 +455,13 @@ impl Page {
         })
     }
 
-    /// The same, without requests that failed, where they have to.
+    /// The same, without requests that failed, and without what a test does in the page by old ways, where it has to.
     pub fn complaints_but_the_network(&self) -> Vec<String> {
         self.events(
             |method, params| match (method, &params["entry"]["source"]) {
                 ("Network.requestWillBeSent", _) => None,
                 ("Log.entryAdded", source) if source == "network" => None,
+                ("Audits.issueAdded", _) if params["issue"]["code"] == "DeprecationIssue" => None,
                 (method, _) => Some(format!("{method}: {params}")),
             },
         )
