@@ -10,7 +10,22 @@ use ring::digest::{SHA256, digest};
 
 const HTML: &str = include_str!("dashboard/page.html");
 const CSS: &str = include_str!("dashboard/page.css");
-const JS: &str = include_str!("dashboard/page.js");
+/// In the order in which it is read.
+const JS: &str = concat!(
+    include_str!("dashboard/feed.js"),
+    "\n",
+    include_str!("dashboard/verdict.js"),
+    "\n",
+    include_str!("dashboard/charts.js"),
+    "\n",
+    include_str!("dashboard/rollout.js"),
+    "\n",
+    include_str!("dashboard/decisions.js"),
+    "\n",
+    include_str!("dashboard/actions.js"),
+    "\n",
+    include_str!("dashboard/kit.js"),
+);
 
 /// The page and its policy.
 pub struct Page {
