@@ -397,6 +397,35 @@ async fn what_makes_no_sense_is_refused_with_a_reason() {
     assert_eq!(page.complaints_but_the_network(), [""; 0]);
 }
 
+/// A browser has six connections to a host, and the feeds of six tabs had them all: a command waited for ever.
+#[tokio::test]
+async fn a_command_goes_through_from_the_sixth_tab() {
+    let router = router_to("http://127.0.0.1:9");
+    let browser = Browser::start().await;
+    let mut tabs = vec![dashboard(&browser, router.instrumentation).await];
+    for _ in 2..=6 {
+        let page = browser.page_before(&tabs[0]).await;
+        page.open(&format!("http://{}/", router.instrumentation))
+            .await;
+        page.until(LIVE).await;
+        tabs.push(page);
+    }
+    let page = &tabs[5];
+    page.click(&button("abort")).await;
+    page.click("[data-confirm]").await;
+    result(page, "ok").await;
+    page.until(&in_phase("rolled-back")).await;
+    page.click("#all-decisions").await;
+    page.until("document.querySelector('#result').innerText.includes('are shown')")
+        .await;
+    for page in tabs {
+        page.until("seen.status.rollout.phase === 'rolled-back'")
+            .await;
+        assert_eq!(page.evaluate("seen.connection").await, "live");
+        assert_eq!(page.complaints(), [""; 0]);
+    }
+}
+
 // ---- who may
 
 /// Whether the token is anywhere but in the page's own memory.
@@ -550,6 +579,13 @@ async fn a_restart_is_survived_with_what_was_seen_before_it() {
     let traffic = Traffic::start(proxy.address, Duration::from_millis(20));
     page.until(&format!("{MOST} > 5")).await;
     drop(traffic);
+
+    // It hangs, and keeps its connections.
+    process.signal("STOP");
+    page.until(LOST).await;
+    process.signal("CONT");
+    page.until(LIVE).await;
+
     process.kill();
     page.until(LOST).await;
     let said = page.text("#connection").await;
