@@ -997,6 +997,26 @@ async fn who_cannot_see_it_or_not_well_is_told_the_same() {
     page.until("document.querySelectorAll('#decisions details').length > 0")
         .await;
     assert_is_accessible(&page, "rolled back").await;
+    // The system's own colours, and whose line is whose.
+    page.prefers(&[("forced-colors", "active")]).await;
+    for (one, other) in [
+        (".legend.main .swatch", ".legend.canary .swatch"),
+        (".split-main", ".split"),
+        (".meter.against span", ".meter.against"),
+        ("button[aria-disabled]", "button:not([aria-disabled])"),
+    ] {
+        let look = |selector: &str| {
+            format!(
+                "(({{backgroundColor, color}}) => `${{backgroundColor}} ${{color}}`)(getComputedStyle(document.querySelector({})))",
+                json!(selector)
+            )
+        };
+        let (one, other) = (
+            page.evaluate(&look(one)).await,
+            page.evaluate(&look(other)).await,
+        );
+        assert_ne!(one, other);
+    }
     let headings = page.evaluate("[...document.querySelectorAll('h1, h2, h3')].filter(h => h.checkVisibility()).map(h => Number(h.tagName[1]))");
     let headings: Vec<u64> = serde_json::from_value(headings.await).unwrap();
     assert_eq!(headings[0], 1);
