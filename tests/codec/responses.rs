@@ -59,6 +59,14 @@ fn is_laxer(_response: &Response, bytes: &[u8]) -> bool {
         .any(|length| length == b"18446744073709551615")
 }
 
+/// Of a `Connection` with a byte in it that is not visible ASCII hyper reads nothing; to us it hides no token
+/// beside it (`keep-alive` of HTTP/1.0).
+fn hides_tokens_from_hyper(ours: &Response) -> bool {
+    let is_odd = |byte: &u8| !matches!(byte, b'\t' | b' '..=b'~');
+    let mut connection = ours.fields.iter().filter(|(name, _)| name == "connection");
+    connection.any(|(_, value)| value.iter().any(is_odd))
+}
+
 fn compare(method: &Method, bytes: &[u8], sizes: &[usize]) -> Result<&'static str, String> {
     let arriving = Arriving::new(bytes, sizes);
     let ours = ours::response(method, arriving.clone());
@@ -78,7 +86,7 @@ fn compare(method: &Method, bytes: &[u8], sizes: &[usize]) -> Result<&'static st
         (Ok(ours), Some(hypers)) => (ours, hypers),
     };
     // Only where both know of it.
-    if ours.reusable && !hypers.start.reusable {
+    if ours.reusable && !hypers.start.reusable && !hides_tokens_from_hyper(&ours) {
         return Err(format!("only we would use the connection again: {ours:?}"));
     }
     let ends = (ours.content.end, hypers.end);
@@ -151,6 +159,15 @@ proptest! {
     ) {
         hold(&method, &bytes, &sizes)?;
     }
+}
+
+/// Found by chance: hyper lets go of the connection, because it reads nothing of such a field.
+#[test]
+fn odd_bytes_hide_no_token() {
+    let bytes = b"HTTP/1.0 200 OK\r\nConnection:\x80 x, Keep-Alive\r\nContent-Length: 1\r\n\r\nh";
+    let ours = ours::response(&Method::GET, Arriving::new(bytes, &[])).unwrap();
+    assert!(ours.reusable);
+    hold(&Method::GET, bytes, &[]).unwrap();
 }
 
 /// A comparison of refusals only would be worth nothing.
