@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicU64, Ordering},
@@ -1208,15 +1208,22 @@ async fn the_pictures_of_the_readme() {
     bad_from.store(11 * 60, Ordering::SeqCst);
     tokio::time::sleep_until((begun + minutes(13.1)).into()).await;
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../screenshots");
-    let file = |name: &str| -> PathBuf { folder.join(name) };
     let (good, bad) = (&shown[0].1, &shown[1].1);
-    good.picture(&file("dashboard-light.png")).await;
-    bad.prefers(&[("prefers-color-scheme", "dark")]).await;
-    bad.picture(&file("dashboard-dark.png")).await;
+    for (page, scheme) in [(good, "light"), (bad, "dark")] {
+        page.prefers(&[("prefers-color-scheme", scheme)]).await;
+        // Down to the steps of the rollout, and all of it.
+        let end =
+            "Math.ceil(document.querySelector('#rollout').getBoundingClientRect().bottom) + 24";
+        let end = page.evaluate(end).await.as_u64().unwrap();
+        page.is_sized(1280, end as u32, 1.0).await;
+        page.view(&folder.join(format!("dashboard-{scheme}.png")))
+            .await;
+        page.picture(&folder.join(format!("dashboard-{scheme}-whole.png")))
+            .await;
+    }
     bad.is_sized(390, 844, 2.0).await;
-    bad.picture(&file("dashboard-phone-whole.png")).await;
-    bad.is_sized(390, 844, 2.0).await;
-    bad.view(&file("dashboard-phone.png")).await;
+    bad.view(&folder.join("dashboard-phone.png")).await;
+    bad.picture(&folder.join("dashboard-phone-whole.png")).await;
     for (_, page, traffic, ..) in shown {
         traffic.abort();
         assert_eq!(page.complaints(), [""; 0]);

@@ -422,8 +422,11 @@ impl Page {
     pub async fn view(&self, file: &Path) {
         // What follows the size is drawn two frames later.
         let frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))";
+        let bare = |hidden: bool| json!({"hidden": hidden});
+        self.ask("Emulation.setScrollbarsHidden", bare(true)).await;
         self.evaluate(frames).await;
         let shot = self.ask("Page.captureScreenshot", json!({})).await;
+        self.ask("Emulation.setScrollbarsHidden", bare(false)).await;
         let shot = STANDARD.decode(word(&shot, "data")).unwrap();
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(file, shot).unwrap();
