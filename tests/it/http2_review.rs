@@ -575,6 +575,8 @@ async fn what_an_upstream_gives_no_turn_goes_to_main() {
     let canary = listener.local_addr().unwrap();
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
+        // It takes no other: one that it took and closed at once would be a 502.
+        drop(listener);
         let mut read = vec![0; 1 << 16];
         stream.write_all(&frame(4, 0, 0, &[])).await.unwrap();
         // The preface, settings and their acknowledgement come in as many pieces as they like.
