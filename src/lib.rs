@@ -13,6 +13,7 @@
 //! | [`app`] | puts it together, starts and stops it | all |
 //! | [`cli`] | the command line of a router that runs: a client of the instrumentation port | `VERSION` |
 //! | [`clock`] | the only place that reads time | the standard library |
+//! | [`causes`] | an error with all that caused it | the standard library |
 //! | [`telemetry`] | log lines | `config`, `clock` |
 //!
 //! The data plane and the control plane never import each other; they meet in [`state`]: snapshots
@@ -34,6 +35,7 @@
 //!    tally are settled, once ([`proxy::record`]).
 
 pub mod app;
+pub mod causes;
 pub mod cli;
 pub mod clock;
 pub mod config;

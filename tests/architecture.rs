@@ -32,21 +32,26 @@ const HOUSE: &[Room] = &[
     },
     Room {
         name: "proxy",
-        may_use: &["state", "policy", "config", "clock", "VERSION"],
+        may_use: &["state", "policy", "config", "clock", "causes", "VERSION"],
         why: "the data plane does not wait for, or depend on, the control plane",
     },
     Room {
         name: "control",
-        may_use: &["state", "policy", "config", "clock", "VERSION"],
+        may_use: &["state", "policy", "config", "clock", "causes", "VERSION"],
         why: "the control plane does not reach into requests",
     },
     Room {
         name: "cli",
-        may_use: &["VERSION"],
+        may_use: &["causes", "VERSION"],
         why: "it talks to routers of other versions: what it knows of one is what that one answers",
     },
     Room {
         name: "clock",
+        may_use: &[],
+        why: "it is used by all",
+    },
+    Room {
+        name: "causes",
         may_use: &[],
         why: "it is used by all",
     },

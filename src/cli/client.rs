@@ -17,7 +17,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use super::{Error, harmless, verbs::Request};
-use crate::VERSION;
+use crate::{VERSION, causes::Chain};
 
 /// How long an answer may take, from the name's resolution to its last byte.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -128,7 +128,7 @@ impl Call<'_> {
                 url: self.url.to_string(),
                 why,
             })?;
-        let broken = |error: hyper::Error| self.not_ours(with_causes(&error));
+        let broken = |error: hyper::Error| self.not_ours(Chain(&error).to_string());
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(broken)?;
@@ -141,7 +141,7 @@ impl Call<'_> {
             let body = Limited::new(body, LONGEST_ANSWER)
                 .collect()
                 .await
-                .map_err(|error| self.not_ours(with_causes(&*error)))?;
+                .map_err(|error| self.not_ours(Chain(&*error).to_string()))?;
             Ok((head.status, body.to_bytes()))
         };
         let mut answer = pin!(answer);
@@ -210,17 +210,6 @@ impl Call<'_> {
             why,
         }
     }
-}
-
-/// hyper says what, and keeps why for who asks.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

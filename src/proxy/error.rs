@@ -134,21 +134,6 @@ impl Error for UpstreamError {
     }
 }
 
-/// An error with all of its causes in one line, for a log field.
-pub struct Chain<'a>(pub &'a (dyn Error + 'static));
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut next = self.0.source();
-        while let Some(cause) = next {
-            write!(f, ": {cause}")?;
-            next = cause.source();
-        }
-        Ok(())
-    }
-}
-
 /// What failing to connect means.
 pub fn classify_connect(error: io::Error) -> UpstreamError {
     let kind = match error.kind() {
@@ -161,6 +146,7 @@ pub fn classify_connect(error: io::Error) -> UpstreamError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::causes::Chain;
 
     #[test]
     fn an_upstreams_failure_is_502_or_504_and_a_clients_is_not() {

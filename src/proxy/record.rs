@@ -11,14 +11,11 @@ use http::StatusCode;
 use tracing::warn;
 
 use super::{
-    client::Client,
-    error::{Chain, UpstreamError},
-    fields::Fields,
-    headers,
-    message::ResponseHead,
+    client::Client, error::UpstreamError, fields::Fields, headers, message::ResponseHead,
     worker::Worker,
 };
 use crate::{
+    causes::Chain,
     clock,
     policy::{CodeClass, FailureRule, Fallback, Outcome, Reason, Target, is_grpc_failure},
     state::{Permit, Snapshot, Trial},

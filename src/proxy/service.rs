@@ -17,7 +17,7 @@ use tracing::debug;
 use super::{
     body::{Body, RequestBody},
     client::Client,
-    error::{Chain, Refusal, RequestError},
+    error::{Refusal, RequestError},
     fields::{Known, KnownSet, put_field},
     forward::{self, Exchange},
     forwarded::{self, Origin, Peer},
@@ -33,6 +33,7 @@ use super::{
     uri,
 };
 use crate::{
+    causes::Chain,
     clock,
     config::{Config, FixedAnswer},
     policy::{

@@ -17,7 +17,7 @@ use super::{
     answers::{self, Kept, NoAnswer},
     body::RequestBody,
     client::Client,
-    error::{Chain, RequestError},
+    error::RequestError,
     fields::Fields,
     forward::{self, Answer},
     forwarded::Origin,
@@ -26,6 +26,7 @@ use super::{
     upload::{Message, Part},
 };
 use crate::{
+    causes::Chain,
     clock,
     config::{Sidecar, SidecarBody},
     policy::{

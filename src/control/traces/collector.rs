@@ -23,7 +23,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::{VERSION, clock, config::Endpoint};
+use crate::{VERSION, causes::Chain, clock, config::Endpoint};
 
 /// Bytes of an answer that are read.
 const LONGEST_ANSWER: usize = 64 << 10;
@@ -162,9 +162,12 @@ impl Collector {
         body: &Bytes,
     ) -> Result<(Connection, Response<Incoming>), String> {
         let sender = &mut connection.sender;
-        sender.ready().await.map_err(|error| with_causes(&error))?;
+        sender
+            .ready()
+            .await
+            .map_err(|error| Chain(&error).to_string())?;
         let response = sender.send_request(self.message(body.clone())?).await;
-        let response = response.map_err(|error| with_causes(&error))?;
+        let response = response.map_err(|error| Chain(&error).to_string())?;
         Ok((connection, response))
     }
 
@@ -196,7 +199,7 @@ async fn greet(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
 ) -> Result<Connection, String> {
     let handshake = http1::handshake(TokioIo::new(stream)).await;
-    let (sender, connection) = handshake.map_err(|error| with_causes(&error))?;
+    let (sender, connection) = handshake.map_err(|error| Chain(&error).to_string())?;
     let task = spawn_local(async move {
         // Who waits for an answer is told as well.
         let _ended = connection.await;
@@ -250,17 +253,6 @@ fn wished(headers: &HeaderMap) -> Option<Duration> {
     }
     let date = httpdate::parse_http_date(text).ok()?;
     Some(date.duration_since(clock::wall()).unwrap_or_default())
-}
-
-/// hyper says what, and keeps why for who asks.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 fn client_config() -> Result<Arc<ClientConfig>, CollectorError> {
