@@ -13,7 +13,7 @@
 //! | [`app`] | puts it together, starts and stops it | all |
 //! | [`cli`] | the command line of a router that runs: a client of the instrumentation port | `VERSION` |
 //! | [`clock`] | the only place that reads time | the standard library |
-//! | [`causes`] | an error with all that caused it | the standard library |
+//! | [`causes`], [`uuid`] | an error with all that caused it; random names | the standard library |
 //! | [`telemetry`] | log lines | `config`, `clock` |
 //!
 //! The data plane and the control plane never import each other; they meet in [`state`]: snapshots
@@ -44,6 +44,7 @@ pub mod policy;
 pub mod proxy;
 pub mod state;
 pub mod telemetry;
+pub mod uuid;
 
 /// This build's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

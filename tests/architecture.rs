@@ -32,12 +32,16 @@ const HOUSE: &[Room] = &[
     },
     Room {
         name: "proxy",
-        may_use: &["state", "policy", "config", "clock", "causes", "VERSION"],
+        may_use: &[
+            "state", "policy", "config", "clock", "causes", "uuid", "VERSION",
+        ],
         why: "the data plane does not wait for, or depend on, the control plane",
     },
     Room {
         name: "control",
-        may_use: &["state", "policy", "config", "clock", "causes", "VERSION"],
+        may_use: &[
+            "state", "policy", "config", "clock", "causes", "uuid", "VERSION",
+        ],
         why: "the control plane does not reach into requests",
     },
     Room {
@@ -54,6 +58,11 @@ const HOUSE: &[Room] = &[
         name: "causes",
         may_use: &[],
         why: "it is used by all",
+    },
+    Room {
+        name: "uuid",
+        may_use: &[],
+        why: "both planes use it",
     },
     Room {
         name: "telemetry",

@@ -20,7 +20,6 @@
 //! | [`service`] | the pipeline |
 //! | [`message`], [`fields`], [`headers`], [`uri`] | message heads; what is passed on, and how it is rewritten |
 //! | [`forwarded`] | who a request comes from, behind proxies that we trust |
-//! | [`request_id`] | what a request is called in logs |
 //! | [`sidecar`], [`answers`] | asks main or canary, or knows from before |
 //! | [`split`] | draws by the weight; who is whose, with sticky assignment |
 //! | [`forward`] | sends to an upstream, falls back to main |
@@ -57,7 +56,6 @@ pub mod pool;
 pub mod proxy_protocol;
 pub mod record;
 pub mod refusal;
-pub mod request_id;
 pub mod service;
 pub mod sidecar;
 pub mod split;

@@ -27,7 +27,6 @@ use super::{
     message::{RequestHead, ResponseHead},
     notes::Flag,
     record::Record,
-    request_id,
     sidecar::{self, Question},
     upgrade::Tunnel,
     uri,
@@ -41,6 +40,7 @@ use crate::{
         decide::{after_sidecar, decide, forced_by_header},
     },
     state::{Admission, Permit, Snapshot, Trial},
+    uuid,
 };
 
 /// The path that is answered by the router itself.
@@ -226,7 +226,7 @@ fn made_request_id(head: &RequestHead) -> Option<[u8; 36]> {
     let said = head.headers.get(Known::XRequestId);
     match said.is_some_and(|id| !id.is_empty()) {
         true => None,
-        false => Some(request_id::fresh(fastrand::u128(..))),
+        false => Some(uuid::fresh(fastrand::u128(..))),
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{
         Spans,
         spans::{Attribute, Span, SpanKind},
     },
+    uuid,
 };
 
 /// The W3C flag `sampled`: what is not is not exported.
@@ -38,19 +39,8 @@ impl Resource {
     }
 }
 
-/// A UUID of version 4 (RFC 9562 section 5.4).
 fn random_uuid() -> String {
-    let random = fastrand::u128(..);
-    let uuid = random & !(0xf << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62;
-    let hex = format!("{uuid:032x}");
-    let parts = [
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..],
-    ];
-    parts.join("-")
+    String::from_utf8_lossy(&uuid::fresh(fastrand::u128(..))).into_owned()
 }
 
 /// An `ExportTraceServiceRequest`.

@@ -1,7 +1,7 @@
-//! What a request is called in logs, ours and those of the services behind us (`X-Request-Id`): a
-//! random UUID (RFC 9562 section 5.4), as nearly everything that takes such names expects.
+//! Random UUIDs (RFC 9562 section 5.4), as nearly everything expects that takes names: what a request is called in
+//! logs, ours and those of the services behind us (`X-Request-Id`), and what a process is by a collector of spans.
 //!
-//! It tells requests apart, and is no secret: the random number need not be a cryptographer's.
+//! They tell apart, and are no secret: the random number need not be a cryptographer's.
 
 /// Where each byte stands: there are dashes between them.
 const PLACES: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
