@@ -13,7 +13,7 @@
 //! | [`app`] | puts it together, starts and stops it | all |
 //! | [`cli`] | the command line of a router that runs: a client of the instrumentation port | `VERSION` |
 //! | [`clock`] | the only place that reads time | the standard library |
-//! | [`causes`], [`uuid`] | an error with all that caused it; random names | the standard library |
+//! | [`causes`], [`uuid`], [`roots`] | an error with all that caused it; random names; the system's CAs | none of ours |
 //! | [`telemetry`] | log lines | `config`, `clock` |
 //!
 //! The data plane and the control plane never import each other; they meet in [`state`]: snapshots
@@ -42,6 +42,7 @@ pub mod config;
 pub mod control;
 pub mod policy;
 pub mod proxy;
+pub mod roots;
 pub mod state;
 pub mod telemetry;
 pub mod uuid;

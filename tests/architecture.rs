@@ -33,14 +33,14 @@ const HOUSE: &[Room] = &[
     Room {
         name: "proxy",
         may_use: &[
-            "state", "policy", "config", "clock", "causes", "uuid", "VERSION",
+            "state", "policy", "config", "clock", "causes", "uuid", "roots", "VERSION",
         ],
         why: "the data plane does not wait for, or depend on, the control plane",
     },
     Room {
         name: "control",
         may_use: &[
-            "state", "policy", "config", "clock", "causes", "uuid", "VERSION",
+            "state", "policy", "config", "clock", "causes", "uuid", "roots", "VERSION",
         ],
         why: "the control plane does not reach into requests",
     },
@@ -61,6 +61,11 @@ const HOUSE: &[Room] = &[
     },
     Room {
         name: "uuid",
+        may_use: &[],
+        why: "both planes use it",
+    },
+    Room {
+        name: "roots",
         may_use: &[],
         why: "both planes use it",
     },

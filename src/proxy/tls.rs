@@ -15,7 +15,10 @@ use rustls::{
     sign::SingleCertAndKey,
 };
 
-use crate::config::{ClientTls, Config, Protocol, Server, ServerTls, Upstream};
+use crate::{
+    config::{ClientTls, Config, Protocol, Server, ServerTls, Upstream},
+    roots,
+};
 
 const HTTP_1: &[u8] = b"http/1.1";
 /// Some old clients offer nothing else.
@@ -149,7 +152,9 @@ fn client_config(settings: &ClientTls) -> Result<ClientConfig, TlsError> {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(TrustAnyone(provider))),
         (false, Some(ca)) => builder.with_root_certificates(roots(ca, "/proxy-client/…/tls/ca")?),
-        (false, None) => builder.with_root_certificates(system_roots()?),
+        (false, None) => {
+            builder.with_root_certificates(roots::system().map_err(TlsError::NoRoots)?)
+        }
     };
     Ok(match &settings.identity {
         None => builder.with_no_client_auth(),
@@ -167,17 +172,6 @@ fn roots(
         (0, _) => Err(TlsError::UselessRoots(key)),
         _ => Ok(roots),
     }
-}
-
-fn system_roots() -> Result<RootCertStore, TlsError> {
-    let found = rustls_native_certs::load_native_certs();
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
-        let why: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
-        return Err(TlsError::NoRoots(why.join("; ")));
-    }
-    Ok(roots)
 }
 
 fn server_config(server: &Server) -> Result<Option<Arc<ServerConfig>>, TlsError> {

@@ -13,7 +13,7 @@ use http::{
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
+use rustls::{ClientConfig, pki_types::ServerName};
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -23,7 +23,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::{VERSION, causes::Chain, clock, config::Endpoint};
+use crate::{VERSION, causes::Chain, clock, config::Endpoint, roots};
 
 /// Bytes of an answer that are read.
 const LONGEST_ANSWER: usize = 64 << 10;
@@ -256,13 +256,7 @@ fn wished(headers: &HeaderMap) -> Option<Duration> {
 }
 
 fn client_config() -> Result<Arc<ClientConfig>, CollectorError> {
-    let found = rustls_native_certs::load_native_certs();
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
-        let why: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
-        return Err(CollectorError::NoRoots(why.join("; ")));
-    }
+    let roots = roots::system().map_err(CollectorError::NoRoots)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
