@@ -7,7 +7,7 @@ use std::{cell::RefCell, io::Write, sync::Arc, time::Instant};
 
 use http::Version;
 
-use super::notes::{Client, Entry};
+use super::notes::Entry;
 use crate::{
     clock,
     policy::{SidecarResult, SidecarStatuses},
@@ -67,10 +67,7 @@ fn put_line(out: &mut Vec<u8>, entry: &Entry, statuses: SidecarStatuses, now: In
     put(out, r#"{"@time":""#);
     let _into_memory = write!(out, "{}", humantime::format_rfc3339_millis(clock::wall()));
     put(out, r#"","level":"info","msg":"request","client":"#);
-    match &entry.client {
-        Client::Peer(address) => put_text(out, address.as_bytes()),
-        Client::Behind(address) => put_text(out, address.to_string().as_bytes()),
-    }
+    put_text(out, entry.client.as_bytes());
     match &entry.asked {
         Some(asked) => {
             put(out, r#","method":"#);

@@ -139,8 +139,7 @@ async fn talk(connection: &Rc<Connection>) -> End {
                 let refused = RequestError::from(Refusal::from(bad));
                 let facts = Facts::of_no_request();
                 connection.note(None, clock::now());
-                connection.notes.flag(Flag::Refused);
-                let refusal = service::explain(&refused);
+                let refusal = service::explain(&refused, &connection.notes);
                 let end = Box::pin(respond(connection, &facts, refusal)).await;
                 return end.unwrap_or(End::Unread);
             }
@@ -172,10 +171,7 @@ async fn answer(connection: &Rc<Connection>, head: RequestHead) -> Option<End> {
             let client = Client::Http1(Rc::clone(connection));
             service::handle(head, &client, started).await
         }
-        Err(unclear) => {
-            connection.notes.flag(Flag::Refused);
-            service::explain(&Refusal::from(unclear).into())
-        }
+        Err(unclear) => service::explain(&Refusal::from(unclear).into(), &connection.notes),
     };
     respond(connection, &facts, reply).await
 }
@@ -238,10 +234,11 @@ async fn respond(connection: &Rc<Connection>, facts: &Facts, reply: Reply) -> Op
         && !connection.worker.is_draining()
         && (matches!(body, Body::Upstream(_)) || can_skip_body(connection));
     connection.put(|out| put_head(out, connection, facts, &head, &body, coding, stays, &then));
-    let status = head.status;
+    connection
+        .notes
+        .add(|entry| entry.status = Some(head.status));
     // It holds on to all that was read with it.
     drop(head);
-    connection.notes.add(|entry| entry.status = Some(status));
     connection.watch.enter(Stage::Response, clock::recent());
     let mut sending = Sending {
         body,

@@ -4,7 +4,7 @@
 //! Nothing is kept where nobody wants to know. Whatever a request comes to, it is told once: when its notes are
 //! dropped.
 
-use std::{cell::RefCell, net::IpAddr, rc::Rc, time::Instant};
+use std::{cell::RefCell, rc::Rc, time::Instant};
 
 use http::{Method, StatusCode, Version};
 
@@ -28,8 +28,8 @@ pub struct Entry {
     worker: Rc<Worker>,
     /// When its head was there.
     pub started: Instant,
-    /// Who sent it.
-    pub client: Client,
+    /// The address of who sent it.
+    pub client: Box<str>,
     /// What it asked for; `None` where that could not be read.
     pub asked: Option<Asked>,
     /// What it is called.
@@ -52,14 +52,6 @@ pub struct Entry {
     pub trace: Option<Trace>,
 }
 
-/// Who sent a request.
-pub enum Client {
-    /// Who is at the other end of the connection.
-    Peer(Box<str>),
-    /// Somebody behind it.
-    Behind(IpAddr),
-}
-
 /// What a request asks for.
 pub struct Asked {
     /// How.
@@ -76,8 +68,8 @@ pub struct Question {
     pub started: Instant,
     /// What came of it, and when; `None` where the request was over before.
     pub answered: Option<(SidecarResult, Instant)>,
-    /// Its span.
-    pub span: Option<u64>,
+    /// Its span, where the request is traced.
+    pub span: u64,
 }
 
 /// A request on its way to an upstream.
@@ -90,8 +82,8 @@ pub struct Attempt {
     pub answered: Option<(u16, Instant)>,
     /// What went wrong, and when; perhaps after the head.
     pub failed: Option<(FailureKind, Instant)>,
-    /// Its span.
-    pub span: Option<u64>,
+    /// Its span, where the request is traced.
+    pub span: u64,
 }
 
 /// What may have gone wrong beside what upstreams do: a closed set.
@@ -140,9 +132,6 @@ impl Notes {
         head: Option<&RequestHead>,
         started: Instant,
     ) {
-        if worker.access.is_none() && worker.tracer.is_none() {
-            return;
-        }
         let trace = match (&worker.tracer, head) {
             (Some(tracer), Some(head)) => tracer.begin(head),
             _ => None,
@@ -153,7 +142,7 @@ impl Notes {
         let entry = Entry {
             worker: Rc::clone(worker),
             started,
-            client: Client::Peer(peer.text.as_str().into()),
+            client: peer.text.as_str().into(),
             asked: head.map(|head| Asked {
                 method: head.method.clone(),
                 path: head.target.path().into(),
@@ -204,7 +193,7 @@ impl Notes {
     ) {
         self.add(|entry| {
             if origin.client != peer.address {
-                entry.client = Client::Behind(origin.client);
+                entry.client = origin.client.to_string().into();
             }
             entry.request_id = request_id().unwrap_or_default().into();
         });
@@ -215,7 +204,7 @@ impl Notes {
     pub fn sending(&self, target: Target) -> Option<Context> {
         let mut context = None;
         self.add(|entry| {
-            let span = entry.trace.as_ref().map(|_| trace::fresh_span());
+            let span = trace::fresh_span();
             context = entry.context(span);
             entry.attempts.push(Attempt {
                 target,
@@ -251,7 +240,7 @@ impl Notes {
     pub fn asking(&self) -> Option<Context> {
         let mut context = None;
         self.add(|entry| {
-            let span = entry.trace.as_ref().map(|_| trace::fresh_span());
+            let span = trace::fresh_span();
             context = entry.context(span);
             entry.question = Some(Question {
                 started: clock::now(),
@@ -273,21 +262,20 @@ impl Notes {
 }
 
 impl Entry {
-    fn context(&self, span: Option<u64>) -> Option<Context> {
-        Some(self.trace.as_ref()?.context(span?))
+    fn context(&self, span: u64) -> Option<Context> {
+        Some(self.trace.as_ref()?.context(span))
     }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let worker = Rc::clone(&self.worker);
+        let worker = &self.worker;
         let now = clock::now();
+        let statuses = worker.snapshot.current().config.sidecar_statuses;
         if let Some(log) = &worker.access {
-            let statuses = worker.snapshot.current().config.sidecar_statuses;
             log.add(self, statuses, now);
         }
-        if let (Some(tracer), Some(trace)) = (&worker.tracer, self.trace.take()) {
-            let statuses = worker.snapshot.current().config.sidecar_statuses;
+        if let (Some(tracer), Some(trace)) = (&worker.tracer, &self.trace) {
             tracer.leave(trace::spans(self, trace, statuses, now));
         }
     }

@@ -25,7 +25,7 @@ use super::{
     http1::head::{self, BadHead},
     http2::head::MOST_FIELDS,
     message::{RequestHead, ResponseHead},
-    notes::Flag,
+    notes::{Flag, Notes},
     record::Record,
     sidecar::{self, Question},
     upgrade::Tunnel,
@@ -76,15 +76,7 @@ pub enum Then {
 pub async fn handle(request: RequestHead, client: &Client, started: Instant) -> Reply {
     match route(request, client, started).await {
         Ok(reply) => reply,
-        Err(error) => {
-            match error {
-                RequestError::Refused(_) => client.notes().flag(Flag::Refused),
-                RequestError::Body(_) => client.notes().flag(Flag::BodyBroken),
-                // Noted with who did it.
-                RequestError::Upstream(_) | RequestError::MainOpen(_) => {}
-            }
-            explain(&error)
-        }
+        Err(error) => explain(&error, client.notes()),
     }
 }
 
@@ -254,9 +246,15 @@ pub fn fixed(answer: &FixedAnswer) -> Reply {
     own(answer.status, &[content_type], answer.body.clone())
 }
 
-/// The answer to a request that no upstream answered.
-pub fn explain(error: &RequestError) -> Reply {
+/// The answer to a request that no upstream answered, which is noted if that is its client's doing.
+pub fn explain(error: &RequestError, notes: &Notes) -> Reply {
     debug!(error = %Chain(error), "request not forwarded");
+    match error {
+        RequestError::Refused(_) => notes.flag(Flag::Refused),
+        RequestError::Body(_) => notes.flag(Flag::BodyBroken),
+        // Noted with who did it.
+        RequestError::Upstream(_) | RequestError::MainOpen(_) => {}
+    }
     let text = format!("canary-router: {error}\n");
     let mut reply = match error {
         RequestError::Refused(Refusal::Method) => {

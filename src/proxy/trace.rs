@@ -12,7 +12,7 @@ use super::{
     access,
     fields::Known,
     message::RequestHead,
-    notes::{Attempt, Client, Entry, Question},
+    notes::{Attempt, Entry, Question},
 };
 use crate::{
     clock,
@@ -153,11 +153,11 @@ fn state(head: &RequestHead) -> Option<Box<str>> {
 
 /// The spans of a request that is over: its own, the decision with the question to the sidecar in it, and one for
 /// each upstream. Names of attributes are OpenTelemetry's semantic conventions for HTTP, but for our own.
-pub fn spans(entry: &Entry, trace: Trace, statuses: SidecarStatuses, now: Instant) -> Spans {
+pub fn spans(entry: &Entry, trace: &Trace, statuses: SidecarStatuses, now: Instant) -> Spans {
     let wall = clock::wall();
     let at = |moment: Instant| wall - now.saturating_duration_since(moment);
     let method = Method::of(entry);
-    let mut spans = vec![request(entry, &trace, method, at(entry.started), wall)];
+    let mut spans = vec![request(entry, trace, method, at(entry.started), wall)];
     let question = entry.question.as_ref();
     if entry.decided.is_some() || question.is_some() {
         let decided = entry.decided.map_or(now, |(_, decided)| decided);
@@ -183,11 +183,11 @@ pub fn spans(entry: &Entry, trace: Trace, statuses: SidecarStatuses, now: Instan
     }
     for (i, attempt) in entry.attempts.iter().enumerate() {
         let is_last = i + 1 == entry.attempts.len();
-        spans.push(sent(attempt, &trace, method, is_last, now, at));
+        spans.push(sent(attempt, trace, method, is_last, now, at));
     }
     Spans {
         trace: trace.id,
-        trace_state: trace.state,
+        trace_state: trace.state.clone(),
         spans,
     }
 }
@@ -243,11 +243,7 @@ fn request(
         attributes.push(("network.protocol.name", "http".into()));
         attributes.push(("network.protocol.version", text(version).into()));
     }
-    let client = match &entry.client {
-        Client::Peer(peer) => text(peer),
-        Client::Behind(address) => address.to_string().into(),
-    };
-    attributes.push(("client.address", client.into()));
+    attributes.push(("client.address", text(&entry.client).into()));
     if let Some(status) = entry.status {
         attributes.push((
             "http.response.status_code",
@@ -304,7 +300,7 @@ fn asked(
         None => Some("given up".into()),
     };
     Span {
-        id: question.span.unwrap_or_else(fresh_span),
+        id: question.span,
         parent: Some(parent),
         name: method.name.into(),
         kind: SpanKind::Client,
@@ -336,31 +332,26 @@ fn sent(
         ));
     }
     // To who sends a request 4xx is an error too (semantic conventions, HTTP client spans).
-    let error: Option<Cow<'static, str>> = match (attempt.failed, attempt.answered) {
-        (Some((kind, _)), _) => Some(kind.label().into()),
-        (None, Some((400.., _))) => Some("the answer is a failure".into()),
-        (None, Some(_)) => None,
-        (None, None) => Some("given up".into()),
+    let (error, ended) = match (attempt.failed, attempt.answered) {
+        (Some((kind, failed)), _) => (Some((kind.label().into(), kind.label())), failed),
+        (None, Some((status, head))) => {
+            let kind = (status >= 400).then(|| status.to_string());
+            let error = kind.map(|kind| (kind.into(), "the answer is a failure"));
+            (error, if is_last { now } else { head })
+        }
+        (None, None) => (Some(("given up".into(), "given up")), now),
     };
-    let kind = match (attempt.failed, attempt.answered) {
-        (None, Some((status @ 400.., _))) => Some(status.to_string().into()),
-        _ => error.clone(),
-    };
-    attributes.extend(kind.map(|kind| ("error.type", Attribute::Text(kind))));
-    let ended = match (attempt.failed, attempt.answered) {
-        (Some((_, failed)), _) => failed,
-        (None, Some((_, head))) if !is_last => head,
-        (None, _) => now,
-    };
+    let (kind, error): (Option<Cow<'static, str>>, _) = error.unzip();
+    attributes.extend(kind.map(|kind| ("error.type", kind.into())));
     Span {
-        id: attempt.span.unwrap_or_else(fresh_span),
+        id: attempt.span,
         parent: Some(trace.span),
         name: method.name.into(),
         kind: SpanKind::Client,
         started: at(attempt.started),
         ended: at(ended),
         attributes,
-        error,
+        error: error.map(Cow::Borrowed),
     }
 }
 

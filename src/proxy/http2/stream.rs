@@ -217,10 +217,7 @@ impl Stream {
                     let client = Client::Http2(Rc::clone(self));
                     service::handle(head, &client, started).await
                 }
-                Err(refusal) => {
-                    self.notes.flag(Flag::Refused);
-                    service::explain(&RequestError::from(refusal))
-                }
+                Err(refusal) => service::explain(&RequestError::from(refusal), &self.notes),
             }
         };
         let reply = {
@@ -256,7 +253,7 @@ impl Stream {
             Some(why) => {
                 self.notes.failed(FailureKind::Malformed);
                 let error = UpstreamError::caused(FailureKind::Malformed, why);
-                let explained = service::explain(&error.into());
+                let explained = service::explain(&error.into(), &self.notes);
                 if let Body::Upstream(mut body) = reply.body {
                     body.replaced_by(explained.head.status);
                 }
@@ -286,8 +283,7 @@ impl Stream {
         let Some(response) = self.head(&head, &body, switches) else {
             return End::Broken;
         };
-        let status = head.status;
-        self.notes.add(|entry| entry.status = Some(status));
+        self.notes.add(|entry| entry.status = Some(head.status));
         // It holds on to all that was read with it.
         drop(head);
         self.watch.enter(Stage::Response, clock::recent());
