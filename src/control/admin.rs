@@ -395,9 +395,7 @@ fn dashboard() -> Answer {
         PAGE.html.clone(),
     );
     let headers = response.headers_mut();
-    if let Ok(policy) = HeaderValue::from_str(&PAGE.policy) {
-        headers.insert(CONTENT_SECURITY_POLICY, policy);
-    }
+    headers.insert(CONTENT_SECURITY_POLICY, PAGE.policy.clone());
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     response
@@ -407,8 +405,8 @@ fn json_response(status: StatusCode, body: &Value) -> Answer {
     respond(status, "application/json", format!("{body}\n"))
 }
 
-fn respond(status: StatusCode, content_type: &'static str, body: String) -> Answer {
-    let mut response = of_type(content_type, Full::new(Bytes::from(body)).boxed_unsync());
+fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut response = of_type(content_type, Full::new(body.into()).boxed_unsync());
     *response.status_mut() = status;
     response
 }

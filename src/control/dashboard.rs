@@ -6,6 +6,8 @@
 use std::sync::LazyLock;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use http::HeaderValue;
 use ring::digest::{SHA256, digest};
 
 const HTML: &str = include_str!("dashboard/page.html");
@@ -30,20 +32,21 @@ const JS: &str = concat!(
 /// The page and its policy.
 pub struct Page {
     /// HTML.
-    pub html: String,
+    pub html: Bytes,
     /// The value of `Content-Security-Policy` (W3C CSP level 3).
-    pub policy: String,
+    pub policy: HeaderValue,
 }
 
 /// The page, put together when it is asked for first.
 pub static PAGE: LazyLock<Page> = LazyLock::new(|| Page {
-    html: HTML.replace("/*CSS*/", CSS).replace("/*JS*/", JS),
-    policy: format!(
+    html: HTML.replace("/*CSS*/", CSS).replace("/*JS*/", JS).into(),
+    policy: HeaderValue::try_from(format!(
         "default-src 'none'; script-src '{}'; style-src '{}'; connect-src 'self'; img-src data:; \
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         source(JS),
         source(CSS)
-    ),
+    ))
+    .expect("what we say ourselves is visible ASCII"),
 });
 
 /// What a script or style is known by.
@@ -58,7 +61,7 @@ mod tests {
 
     #[test]
     fn the_page_is_whole_and_asks_nobody_else() {
-        let html = &PAGE.html;
+        let html = std::str::from_utf8(&PAGE.html).unwrap();
         for part in [CSS, JS] {
             assert_eq!(html.matches(part).count(), 1);
             for end in ["</script", "</style"] {

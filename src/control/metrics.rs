@@ -177,25 +177,36 @@ fn request_count(totals: &Totals, statuses: SidecarStatuses) -> MetricFamily {
 }
 
 fn request_latency(totals: &Totals) -> MetricFamily {
-    let series = Target::ALL.iter().map(|target| {
-        let labels = [("target", target.label()), ("version", VERSION)];
-        let mut metric = labelled(&labels);
-        let latency = &totals.latency[target.index()];
-        metric.set_histogram(histogram(
-            &latency.buckets,
-            &LATENCY_BOUNDS_US,
-            &LEGACY_BOUNDS_US,
-            latency.sum_us,
-            1e3,
-        ));
-        metric
-    });
     family(
         "canary_router_request_latency",
         "The latency distribution per request target",
         MetricType::HISTOGRAM,
-        series.collect(),
+        latencies(totals, Some(("version", VERSION)), &LEGACY_BOUNDS_US, 1e3),
     )
+}
+
+/// How long requests took, by target and what else there is; the rest as in [`histogram`].
+fn latencies(
+    totals: &Totals,
+    label: Option<(&'static str, &'static str)>,
+    shown: &[u64],
+    unit_us: f64,
+) -> Vec<Metric> {
+    let series = Target::ALL.iter().map(|target| {
+        let labels = [("target", target.label())].into_iter().chain(label);
+        let mut metric = labelled(&labels.collect::<Vec<_>>());
+        let latency = &totals.latency[target.index()];
+        let bounds = &LATENCY_BOUNDS_US;
+        metric.set_histogram(histogram(
+            &latency.buckets,
+            bounds,
+            shown,
+            latency.sum_us,
+            unit_us,
+        ));
+        metric
+    });
+    series.collect()
 }
 
 /// The same requests once more, by what their clients got.
@@ -220,23 +231,11 @@ fn requests(totals: &Totals, statuses: SidecarStatuses) -> MetricFamily {
 }
 
 fn request_duration(totals: &Totals) -> MetricFamily {
-    let series = Target::ALL.iter().map(|target| {
-        let mut metric = labelled(&[("target", target.label())]);
-        let latency = &totals.latency[target.index()];
-        metric.set_histogram(histogram(
-            &latency.buckets,
-            &LATENCY_BOUNDS_US,
-            &DURATION_BOUNDS_US,
-            latency.sum_us,
-            1e6,
-        ));
-        metric
-    });
     family(
         "canary_router_request_duration_seconds",
         "From the head of a request to the last byte of its response, the sidecar's time included",
         MetricType::HISTOGRAM,
-        series.collect(),
+        latencies(totals, None, &DURATION_BOUNDS_US, 1e6),
     )
 }
 

@@ -37,6 +37,15 @@ pub struct Recent {
     /// The latencies that half, nine in ten and ninety-nine in a hundred did not exceed, in seconds; `None`
     /// without requests.
     pub quantiles: [Option<f64>; 3],
+    /// Requests that have not ended now.
+    pub inflight: u64,
+}
+
+impl Recent {
+    /// Failures per request; `None` without requests.
+    pub fn failure_ratio(&self) -> Option<f64> {
+        (self.requests > 0).then(|| self.failures as f64 / self.requests as f64)
+    }
 }
 
 /// One target in one second.
@@ -104,7 +113,7 @@ impl Minute {
     }
 
     /// Everything since the start.
-    pub fn totals(&self) -> Totals {
+    fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         for tally in &self.tallies {
             tally.add_to(&mut totals);
@@ -112,20 +121,23 @@ impl Minute {
         totals
     }
 
-    /// What a target did.
-    pub fn recent(&self, target: Target, now: Duration) -> Recent {
+    /// What the targets did, by [`Target::index`].
+    pub fn recent(&self, now: Duration) -> [Recent; Target::ALL.len()] {
         let (since, before) = self.kept.front().cloned().unwrap_or_default();
         let totals = self.totals();
-        let of = target.index();
-        let counts = between(&totals, &before, target);
-        let requests = counts.iter().sum();
         let passed = now.saturating_sub(since).as_secs_f64().max(1.0);
-        Recent {
-            requests,
-            failures: totals.failed[of] - before.failed[of],
-            rate: requests as f64 / passed,
-            quantiles: [0.5, 0.9, 0.99].map(|share| quantile(&counts, share)),
-        }
+        Target::ALL.map(|target| {
+            let of = target.index();
+            let counts = between(&totals, &before, target);
+            let requests = counts.iter().sum();
+            Recent {
+                requests,
+                failures: totals.failed[of] - before.failed[of],
+                rate: requests as f64 / passed,
+                quantiles: [0.5, 0.9, 0.99].map(|share| quantile(&counts, share)),
+                inflight: totals.inflight(target),
+            }
+        })
     }
 }
 
@@ -178,10 +190,9 @@ mod tests {
             }
             minute.look(SECOND * second);
         }
-        let recent = minute.recent(Target::Main, SECOND * 100);
+        let [recent, canary] = minute.recent(SECOND * 100);
         assert_eq!((recent.requests, recent.failures), (60, 0));
         assert!((recent.rate - 1.0).abs() < 1e-9);
-        let canary = minute.recent(Target::Canary, SECOND * 100);
         assert_eq!((canary.requests, canary.quantiles), (0, [None; 3]));
     }
 
@@ -225,7 +236,7 @@ mod tests {
         for ms in 1..=1000 {
             writer.request(Reason::NoSidecar, CodeClass::Success, MS * ms);
         }
-        let recent = minute.recent(Target::Main, SECOND);
+        let [recent, _] = minute.recent(SECOND);
         for (quantile, expected) in recent.quantiles.into_iter().zip([0.5, 0.9, 0.99]) {
             let quantile = quantile.unwrap();
             assert!(

@@ -34,9 +34,7 @@ pub fn status(
     let breakers = Target::ALL.map(|target| state(admission.gate(target)));
     let sidecar = state(Some(admission.sidecar()));
     let uptime = clock::uptime();
-    let totals = minute.totals();
-    let recent = Target::ALL.map(|target| minute.recent(target, uptime));
-    let inflight = Target::ALL.map(|target| totals.inflight(target));
+    let recent = minute.recent(uptime);
     let rollout = analyst.rollout();
     let (level, text) = summary(&Facts {
         phase: rollout.position.phase,
@@ -62,8 +60,8 @@ pub fn status(
         "uptime_seconds": uptime.as_secs_f64(),
         "summary": {"level": level.label(), "text": text},
         "targets": {
-            "main": target(&config.effective["main-target"], recent[0], inflight[0]),
-            "canary": target(&config.effective["canary-target"], recent[1], inflight[1]),
+            "main": target(&config.effective["main-target"], &recent[0]),
+            "canary": target(&config.effective["canary-target"], &recent[1]),
         },
         "weight": percent(snapshot.split.weight),
         "rollout": self::rollout(snapshot, analyst),
@@ -94,17 +92,16 @@ pub fn in_short(mut status: Value) -> Value {
 }
 
 /// `url` is as the log shows it.
-fn target(url: &Value, recent: Recent, inflight: u64) -> Value {
+fn target(url: &Value, recent: &Recent) -> Value {
     let [p50, p90, p99] = recent.quantiles;
-    let ratio = (recent.requests > 0).then(|| recent.failures as f64 / recent.requests as f64);
     json!({
         "url": url,
         "requests": recent.requests,
         "failures": recent.failures,
         "requests_per_second": recent.rate,
-        "failure_ratio": ratio,
+        "failure_ratio": recent.failure_ratio(),
         "latency_seconds": {"p50": p50, "p90": p90, "p99": p99},
-        "inflight": inflight,
+        "inflight": recent.inflight,
     })
 }
 

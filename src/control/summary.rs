@@ -55,7 +55,7 @@ impl Level {
 /// What it is made of.
 #[derive(Debug, Clone)]
 pub struct Facts<'a> {
-    /// The phase of the rollout, and since when it has been in this step.
+    /// The phase of the rollout.
     pub phase: Phase,
     /// The canary's share.
     pub weight: Weight,
@@ -253,10 +253,7 @@ fn main_fails(facts: &Facts<'_>) -> bool {
 
 /// `the canary fails 0.2 % of its requests, main 0.1 %, in the last minute`
 fn failures(facts: &Facts<'_>) -> String {
-    let [main, canary] = facts.recent.map(|recent| match recent.requests {
-        0 => "has none".into(),
-        _ => share(ratio(&recent)),
-    });
+    let [main, canary] = facts.recent.map(|recent| share(ratio(&recent)));
     match facts.recent[Target::Main.index()].requests {
         0 => format!("it fails {canary} of its requests, in the last minute"),
         _ => format!("the canary fails {canary} of its requests, main {main}, in the last minute"),
@@ -264,10 +261,7 @@ fn failures(facts: &Facts<'_>) -> String {
 }
 
 fn ratio(recent: &Recent) -> f64 {
-    match recent.requests {
-        0 => 0.0,
-        requests => recent.failures as f64 / requests as f64,
-    }
+    recent.failure_ratio().unwrap_or(0.0)
 }
 
 /// `0 %`, `0.05 %`, `1.2 %`, `30 %`
@@ -291,6 +285,7 @@ mod tests {
             failures,
             rate: requests as f64 / 60.0,
             quantiles: [(requests > 0).then_some(p50); 3],
+            inflight: 0,
         }
     }
 
