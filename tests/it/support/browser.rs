@@ -72,8 +72,10 @@ const KEPT: [&str; 5] = [
 impl Browser {
     pub async fn start() -> Browser {
         let profile = Folder::new();
-        let mut command = Command::new("chromium");
+        // It ends with this process, even where that is killed and drops nothing.
+        let mut command = Command::new("setpriv");
         command
+            .args(["--pdeathsig", "KILL", "--", "chromium"])
             .args(["--headless", "--no-sandbox", "--disable-gpu"])
             .args(["--disable-quic", "--no-first-run", "--disable-sync"])
             .args(["--disable-background-networking", "--disable-breakpad"])
@@ -89,7 +91,7 @@ impl Browser {
         let mut place = None;
         eventually(|| {
             if let Some(status) = child.try_wait().unwrap() {
-                panic!("chromium ended: {status}");
+                panic!("chromium: {status}: see `apt-get install chromium`");
             }
             let told = std::fs::read_to_string(&told).unwrap_or_default();
             let told = told.split_once('\n');
