@@ -236,8 +236,14 @@ async fn script(name: &str, arguments: &[&str]) -> (Running, Port) {
     (running, port)
 }
 
-async fn router(addresses: &[(&str, SocketAddr)], scratch: &Scratch) -> Program {
-    let config = at(&sample("compose/config.json"), addresses);
+/// The sample's router, before these: old, new and sidecar.
+async fn router([old, new, sidecar]: [SocketAddr; 3], scratch: &Scratch) -> Program {
+    let addresses = [
+        ("old:8080", old),
+        ("new:8080", new),
+        ("sidecar:8080", sidecar),
+    ];
+    let config = at(&sample("compose/config.json"), &addresses);
     assert!(config.contains(NGINX));
     let mut config: Value = serde_json::from_str(&config.replace(NGINX, "127.0.0.1")).unwrap();
     fs::write(scratch.path("token"), "0123456789abcdef").unwrap();
@@ -299,15 +305,8 @@ async fn the_new_version_of_the_sample_is_rolled_back_while_visitors_are_there()
     let (_old, old) = script("service.py", &["old", "0"]).await;
     let (_new, new) = script("service.py", &["new", "20"]).await;
     let (_sidecar, sidecar) = script("sidecar.py", &[]).await;
-    let router = router(
-        &[
-            ("old:8080", old.address),
-            ("new:8080", new.address),
-            ("sidecar:8080", sidecar.address),
-        ],
-        &scratch,
-    )
-    .await;
+    let upstreams = [old.address, new.address, sidecar.address];
+    let router = router(upstreams, &scratch).await;
     let nginx = nginx(&router).await;
     assert_eq!(get(nginx.address, "/nginx-health", "").await.text(), "ok\n");
     for service in [&old, &new, &sidecar] {
@@ -350,15 +349,8 @@ async fn the_nginx_of_the_sample_says_who_the_client_is_and_lets_nobody_choose_t
     .await;
     let new = Upstream::named("new", 200).await;
     let sidecar = Upstream::named("sidecar", 200).await;
-    let router = router(
-        &[
-            ("old:8080", old.address),
-            ("new:8080", new.address),
-            ("sidecar:8080", sidecar.address),
-        ],
-        &scratch,
-    )
-    .await;
+    let upstreams = [old.address, new.address, sidecar.address];
+    let router = router(upstreams, &scratch).await;
     let nginx = nginx(&router).await;
     let lies = "x-canary: true\r\nx-forwarded-for: 192.0.2.1\r\nx-forwarded-proto: https\r\n\
                 x-forwarded-host: evil.example\r\nforwarded: for=192.0.2.1\r\n";
