@@ -8,23 +8,24 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info};
 
 use crate::{
     clock,
-    config::{AccessLog, Config, Listen},
+    config::{Config, ConfigError, Listen},
     control::{
-        self, Control, analyst,
+        self, Control, Wishes, analyst,
         keeper::{Keeper, StateError, Writer, random_salt},
+        reload::Load,
         traces::{self, CollectorError, Exporter, Pace},
     },
     proxy::{
         access::Lines,
-        answers::Answers,
+        kit::SharedAnswers,
         listener,
+        places::Places,
         split::Lots,
-        tls::{TlsError, TlsSettings},
         worker::{self, Run, Setup, Shared},
     },
     state::{
@@ -36,10 +37,10 @@ use crate::{
 
 /// Everything that can fail has been done: the sockets are bound.
 pub struct App {
-    snapshot: Snapshot,
+    config: Config,
+    load: Option<Load>,
     proxy: Vec<TcpListener>,
     instrumentation: Option<TcpListener>,
-    tls: TlsSettings,
     keeper: Option<Keeper>,
     traced: Option<Traced>,
     /// What makes the draws of this installation its own.
@@ -69,9 +70,6 @@ pub enum StartError {
         /// What the system said.
         error: io::Error,
     },
-    /// TLS towards upstreams cannot be set up.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
     /// What an earlier process has left cannot be used.
     #[error("/state/file: {0}")]
     State(StateError),
@@ -99,9 +97,8 @@ fn hint(error: &io::Error) -> &'static str {
 /// A started router. Dropping it does not stop its threads; [`Running::drain`] does.
 pub struct Running {
     run: watch::Sender<Run>,
-    tls: TlsSettings,
     lifecycle: Arc<Lifecycle>,
-    reloads: Arc<Reloads>,
+    wishes: Wishes,
     stop_control: watch::Sender<bool>,
     /// When this and the control thread's are dropped, the state is written for the last time.
     stop_keeper: Option<std_mpsc::Sender<()>>,
@@ -114,13 +111,12 @@ pub struct Running {
 }
 
 impl App {
-    /// Binds the sockets and reads certificates.
+    /// Binds the sockets.
     ///
     /// # Errors
     /// What keeps the process from starting.
     pub fn bind(config: Config) -> Result<App, StartError> {
         raise_descriptor_limit();
-        let tls = TlsSettings::new(&config)?;
         let keeper = match &config.state {
             Some(state) => Some(Keeper::open(&state.path).map_err(StartError::State)?),
             None => None,
@@ -146,14 +142,26 @@ impl App {
             None => None,
         };
         Ok(App {
-            snapshot: Snapshot::new(config),
+            config,
+            load: None,
             proxy,
             instrumentation,
-            tls,
             keeper,
             traced,
             salt,
         })
+    }
+
+    /// The same, which reads its configuration again by `load` when it is told to ([`Running::reload`]).
+    #[must_use]
+    pub fn reloading(
+        self,
+        load: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
+    ) -> App {
+        App {
+            load: Some(Arc::new(load)),
+            ..self
+        }
     }
 
     /// Starts the threads.
@@ -162,21 +170,16 @@ impl App {
     /// The system gives us no thread, or no longer knows our sockets.
     pub fn start(self) -> Result<Running, StartError> {
         let now = clock::uptime();
-        let config = &self.snapshot.config;
-        let terms = Terms::of(config);
+        let config = self.config;
+        let terms = Terms::of(&config);
         let admission = match &self.keeper {
             Some(keeper) => Admission::restore(terms, &keeper.kept().restored, now),
             None => Admission::new(terms, now),
         };
-        let cache = config
-            .sidecar
-            .as_ref()
-            .and_then(|sidecar| sidecar.cache.as_ref());
-        let answers = cache.map(Answers::new);
         let found = self.keeper.as_ref().map(Keeper::kept);
         let found = found.and_then(|kept| kept.progress.as_deref());
         // Before the first request: it may be that the canary is to get nothing.
-        let opening = analyst::opening(config, found, clock::wall());
+        let opening = analyst::opening(&config, found, clock::wall());
         let split = analyst::first_split(&opening);
         let phase = opening.rollout.position.phase;
         info!(
@@ -184,7 +187,10 @@ impl App {
             phase = phase.label(),
             "the canary's share of eligible requests, in percent"
         );
-        let published = Published::new(self.snapshot.with_split(split));
+        // Main and canary share their client settings.
+        let horizon = trials::horizon(config.main.client.timeout);
+        let places = Places::new(config.server.max_connections);
+        let published = Published::new(Snapshot::new(config, admission).with_split(split));
         let seen = Arc::<Seen>::default();
         let progress = SharedProgress::new(Some(Arc::new(opening.clone())));
         let lifecycle = Arc::new(Lifecycle::default());
@@ -192,8 +198,7 @@ impl App {
         let (run, watching) = watch::channel(Run::On);
         let (stop_control, control_stopped) = watch::channel(false);
         let (report, ended) = mpsc::unbounded_channel();
-        // Main and canary share their client settings.
-        let horizon = trials::horizon(config.main.client.timeout);
+        let (wishes, wished) = mpsc::unbounded_channel();
         let workers = self.proxy.len();
         let proxy_address = local_address(self.proxy.first())?;
         let instrumentation_address = match &self.instrumentation {
@@ -206,7 +211,7 @@ impl App {
                 let durability = Arc::<Durability>::default();
                 let writer = keeper.start(
                     terms,
-                    Arc::clone(&admission),
+                    Arc::clone(&published),
                     Arc::clone(&durability),
                     Arc::clone(&progress),
                 );
@@ -219,10 +224,8 @@ impl App {
             None => None,
         };
         let (stop_keeper, durability) = kept.unzip();
-        let threads = workers
-            + usize::from(self.instrumentation.is_some())
-            + usize::from(stop_keeper.is_some())
-            + usize::from(self.traced.is_some());
+        let threads =
+            workers + 1 + usize::from(stop_keeper.is_some()) + usize::from(self.traced.is_some());
         let mut spans = None;
         if let Some(traced) = self.traced {
             let report = EndReport {
@@ -241,19 +244,11 @@ impl App {
         let mut trials = Vec::with_capacity(workers);
         let shared = Shared {
             published: Arc::clone(&published),
-            admission: Arc::clone(&admission),
-            answers,
+            answers: SharedAnswers::default(),
             lots: Lots::new(self.salt),
-            tls: self.tls.clone(),
-            access: (config.log.access == AccessLog::Json).then(|| {
-                let lines = telemetry::lines();
-                Arc::new(move |piece: &[u8]| lines.write(piece)) as Lines
-            }),
+            access: access_log(),
             spans: sink,
-            places: match config.server.max_connections {
-                0 => None,
-                most => Some(Arc::new(Semaphore::new(most))),
-            },
+            places,
             workers,
         };
         for (i, listener) in self.proxy.into_iter().enumerate() {
@@ -276,37 +271,40 @@ impl App {
                 report.send(worker::run(setup))
             })?;
         }
-        if let Some(listener) = self.instrumentation {
-            let (lifecycle, reloads) = (Arc::clone(&lifecycle), Arc::clone(&reloads));
-            let control = Control {
-                published,
-                admission,
-                tallies,
-                trials,
-                seen,
-                progress,
-                opening,
-                keeping: stop_keeper.clone(),
-                durability,
-                reloads,
-                spans,
-                dropped_lines: telemetry::dropped_lines,
-                lifecycle,
-            };
-            let report = EndReport {
-                who: "control",
-                report: Some(report),
-            };
-            spawn("control", move || {
-                report.send(control::run(listener, control, control_stopped))
-            })?;
-        }
+        let control = Control {
+            published,
+            tallies,
+            trials,
+            seen,
+            progress,
+            opening,
+            keeping: stop_keeper.clone(),
+            durability,
+            load: self.load,
+            log: |config| telemetry::set(config.log),
+            reloads,
+            spans,
+            dropped_lines: telemetry::dropped_lines,
+            lifecycle: Arc::clone(&lifecycle),
+        };
+        let report = EndReport {
+            who: "control",
+            report: Some(report),
+        };
+        let instrumentation = self.instrumentation;
+        spawn("control", move || {
+            report.send(control::run(
+                instrumentation,
+                control,
+                wished,
+                control_stopped,
+            ))
+        })?;
         lifecycle.enter(Phase::Serving);
         Ok(Running {
             run,
-            tls: self.tls,
             lifecycle,
-            reloads,
+            wishes,
             stop_control,
             stop_keeper,
             ended,
@@ -330,22 +328,15 @@ impl Running {
         self.instrumentation_address
     }
 
-    /// Takes the certificates, keys and roots of `config` for new connections, and nothing else of it.
-    /// Connections that there are go on.
+    /// Has the configuration read again. When it is in force, or the log says why it is not, this is over.
     ///
     /// # Errors
-    /// They cannot be used; all stays as it was.
-    pub fn take_certificates(&self, config: &Config) -> Result<(), TlsError> {
-        self.tls.replace(&TlsSettings::new(config)?);
-        Ok(())
-    }
-
-    /// The configuration was read again, for what of it can change while the router runs, or could not be.
-    pub fn has_reread(&self, successfully: bool) {
-        match successfully {
-            true => self.reloads.succeeded(clock::wall()),
-            false => self.reloads.failed(),
-        }
+    /// All stays as it was: what was read cannot be used, or a router that runs cannot do it.
+    pub async fn reload(&self) -> Result<(), String> {
+        let (wish, fulfilled) = oneshot::channel();
+        let gone = || "the router is ending".to_owned();
+        self.wishes.send(wish).map_err(|_| gone())?;
+        fulfilled.await.map_err(|_| gone())?
     }
 
     /// Stops accepting and lets what is in flight end, for `shutdown-timeout` at most.
@@ -379,6 +370,12 @@ impl Running {
         }
         Ok(())
     }
+}
+
+/// Where the log is, which there is once in a process.
+fn access_log() -> Lines {
+    let lines = telemetry::lines();
+    Arc::new(move |piece: &[u8]| lines.write(piece))
 }
 
 fn traced(config: &Config) -> Result<Option<Traced>, CollectorError> {

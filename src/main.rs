@@ -77,12 +77,14 @@ fn run(file: &Path) -> Result<()> {
     runtime.block_on(async {
         // Before the first connection is taken: from then on a signal must find somebody who drains.
         let signals = Signals::new().context("cannot listen for signals")?;
-        supervise(App::bind(config)?.start()?, signals, file).await
+        let source = file.to_owned();
+        let app = App::bind(config)?.reloading(move || Config::load(&source));
+        supervise(app.start()?, signals).await
     })
 }
 
 /// Waits for the end: a first signal drains, a second one stops at once.
-async fn supervise(mut running: Running, mut signals: Signals, file: &Path) -> Result<()> {
+async fn supervise(mut running: Running, mut signals: Signals) -> Result<()> {
     info!(address = %running.proxy_address(), "taking requests");
     match running.instrumentation_address() {
         Some(address) => {
@@ -94,7 +96,8 @@ async fn supervise(mut running: Running, mut signals: Signals, file: &Path) -> R
         tokio::select! {
             ended = running.ended() => return gone(ended),
             said = signals.next() => match said {
-                Said::Reread => take_certificates(&running, file),
+                // The log says what has become of it.
+                Said::Reread => drop(running.reload().await),
                 Said::Stop(name) => {
                     info!(signal = name, "draining: no new connections");
                     break;
@@ -111,22 +114,6 @@ async fn supervise(mut running: Running, mut signals: Signals, file: &Path) -> R
             // What was served is still told of.
             let _in_vain = tokio::time::timeout(LAST_MOMENT, running.ended()).await;
             bail!("stopped by a second signal before the drain had ended")
-        }
-    }
-}
-
-/// What is wrong with the file changes nothing: the router goes on with the certificates that it has.
-fn take_certificates(running: &Running, file: &Path) {
-    let taken = Config::load(file)
-        .map_err(anyhow::Error::from)
-        .and_then(|config| Ok(running.take_certificates(&config)?));
-    running.has_reread(taken.is_ok());
-    match taken {
-        Ok(()) => info!(
-            "SIGHUP: certificates were read again; what else has changed in the configuration needs a restart"
-        ),
-        Err(error) => {
-            error!(error = %format!("{error:#}"), "SIGHUP: the certificates stay as they were")
         }
     }
 }

@@ -22,7 +22,7 @@ const HOUSE: &[Room] = &[
     },
     Room {
         name: "config",
-        may_use: &["policy"],
+        may_use: &["policy", "roots"],
         why: "a configuration is judged without anything running",
     },
     Room {

@@ -47,6 +47,12 @@ pub enum Verb {
         #[allow(missing_docs)]
         options: Options,
     },
+    /// Have a running router read its configuration again
+    Reload {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        options: Options,
+    },
     /// Give the canary its limits of requests and errors again
     Limits {
         /// What they shall do
@@ -161,6 +167,7 @@ impl Verb {
             | Verb::Weight { options, .. }
             | Verb::Rollout { options, .. }
             | Verb::Breaker { options, .. }
+            | Verb::Reload { options }
             | Verb::Limits { options, .. } => options,
         }
     }
@@ -188,6 +195,7 @@ impl Verb {
                 command: Reset::Reset,
                 ..
             } => Request::post("/breaker/reset"),
+            Verb::Reload { .. } => Request::post("/reload"),
             Verb::Limits {
                 command: Reset::Reset,
                 ..

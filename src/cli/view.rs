@@ -39,6 +39,14 @@ pub fn status(status: &Value) -> String {
     for line in rest {
         put(&mut page, &line);
     }
+    if let Some(why) = status["config"]["last_failure"]["error"].as_str() {
+        let since = text(&status["config"]["loaded_at"]);
+        let why = harmless(why);
+        put(
+            &mut page,
+            &format!("config    AS OF {since}: what was read since cannot be used ({why})"),
+        );
+    }
     if status["state"]["written"] == false {
         let why = text(&status["state"]["error"]);
         let line = format!(

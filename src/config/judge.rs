@@ -1,6 +1,6 @@
 //! From what was written to what it means: every value and how they go together.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use http::{HeaderValue, uri::Authority};
 use serde_json::Value;
@@ -18,7 +18,7 @@ use super::{
     telemetry::{log, tracing},
     tls::{client_tls, refuse_without_tls},
     traffic::{traffic, trusted_overrides},
-    url::{masked_url, parse_url},
+    url::{is_https, masked_url, parse_url},
     values::{Size, Span},
     words::{unknown, word},
 };
@@ -29,13 +29,23 @@ const TO_SIDECAR: &str = "/proxy-client/to-sidecar";
 
 /// Turns what was written into what it means. Every problem is noted; the result is `None` only
 /// where one of them leaves nothing to go on with.
-pub(super) fn judge(raw: Raw, problems: &mut Problems) -> Option<Config> {
+pub(super) fn judge(raw: Raw, file: &str, problems: &mut Problems) -> Option<Config> {
     let clients = &raw.proxy_client;
     let to_services = client(&clients.to_main_and_canary, TO_SERVICES, problems);
-    let to_services_tls = client_tls(&clients.to_main_and_canary.tls, TO_SERVICES, problems);
-    let to_services_tls = Arc::new(to_services_tls);
+    let speaks_tls = is_https(&raw.main_target) || is_https(&raw.canary_target);
+    let to_services_tls = Arc::new(client_tls(
+        &clients.to_main_and_canary.tls,
+        TO_SERVICES,
+        speaks_tls.then_some(to_services.protocol),
+        problems,
+    ));
     let to_sidecar = client(&clients.to_sidecar, TO_SIDECAR, problems);
-    let to_sidecar_tls = Arc::new(client_tls(&clients.to_sidecar.tls, TO_SIDECAR, problems));
+    let to_sidecar_tls = Arc::new(client_tls(
+        &clients.to_sidecar.tls,
+        TO_SIDECAR,
+        is_https(&raw.sidecar_url).then_some(to_sidecar.protocol),
+        problems,
+    ));
 
     let main = upstream(
         &raw.main_target,
@@ -147,6 +157,9 @@ pub(super) fn judge(raw: Raw, problems: &mut Problems) -> Option<Config> {
         state: set(&raw.state.file).map(|path| StateFile { path: path.into() }),
         speaks_http2,
         effective: masked(&raw),
+        file: file.to_owned(),
+        watch: raw.reload.watch.0,
+        named_files: named_files(&raw),
     })
 }
 
@@ -300,6 +313,31 @@ pub(super) fn span(span: Option<Span>) -> Duration {
 
 pub(super) fn to_usize(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+/// The state file is not one of them: it is read once, and written.
+fn named_files(raw: &Raw) -> Vec<PathBuf> {
+    let server = &raw.router_server.tls;
+    let clients = [
+        &raw.proxy_client.to_main_and_canary.tls,
+        &raw.proxy_client.to_sidecar.tls,
+    ];
+    let instrumentation = raw.instrumentation.as_ref();
+    [
+        &server.certificate,
+        &server.private_key,
+        &server.client_ca,
+        &raw.fallback.fixed.file,
+    ]
+    .into_iter()
+    .chain(
+        clients
+            .into_iter()
+            .flat_map(|tls| [&tls.ca, &tls.certificate, &tls.private_key]),
+    )
+    .chain(instrumentation.map(|section| &section.token_file))
+    .filter_map(|file| set(file).map(PathBuf::from))
+    .collect()
 }
 
 /// The file with its defaults, and without what a log must not show.

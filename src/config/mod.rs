@@ -81,6 +81,12 @@ pub struct Config {
     pub speaks_http2: bool,
     /// The configuration in force, defaults included, secrets masked: for people.
     pub effective: Value,
+    /// What it was read from, as error messages name it.
+    pub file: String,
+    /// `reload.watch`: whether it is read again when it changes.
+    pub watch: bool,
+    /// The files that it names and that were read with it.
+    pub named_files: Vec<PathBuf>,
 }
 
 /// One service that we send requests to, and how.
@@ -502,7 +508,7 @@ impl Config {
     pub fn parse(file: &str, text: &str) -> Result<Config, ConfigError> {
         let mut problems = Problems::default();
         let config = json::read(text, &mut problems)
-            .and_then(|raw| judge::judge(raw.with_defaults(), &mut problems));
+            .and_then(|raw| judge::judge(raw.with_defaults(), file, &mut problems));
         problems.into_result(file, config)
     }
 

@@ -39,6 +39,7 @@ pub struct Raw {
     pub router_server: RouterServer,
     pub proxy_client: ProxyClient,
     pub instrumentation: Option<Instrumentation>,
+    pub reload: Reload,
     pub log: Log,
     pub tracing: Option<Tracing>,
     pub state: State,
@@ -265,6 +266,12 @@ pub struct Instrumentation {
     pub port: Option<Port>,
     pub token: Secret,
     pub token_file: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default, expecting = "an object")]
+pub struct Reload {
+    pub watch: Flag,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

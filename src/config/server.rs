@@ -67,14 +67,15 @@ pub(super) fn server(raw: &RouterServer, problems: &mut Problems) -> Option<Serv
              that your proxies are in, such as [\"10.0.0.0/8\"], or take this out",
         );
     }
-    let tls = server_tls(&raw.tls, problems);
+    let http2 = raw.http2.is_none_or(|Flag(on)| on);
+    let tls = server_tls(&raw.tls, http2, problems);
     Some(Server {
         listen: Listen {
             host: host?.to_owned(),
             port: port?,
         },
         tls,
-        http2: raw.http2.is_none_or(|Flag(on)| on),
+        http2,
         trusted_proxies,
         proxy_protocol: raw.proxy_protocol.0,
         workers: to_usize(workers),

@@ -4,10 +4,12 @@
 //! it can be used. Whether a certificate is still valid is not asked: that is its peer's to say, and a
 //! router that does not start for it would help nobody.
 
+mod handshake;
+
 use std::{fmt, sync::Arc};
 
 use rustls::{
-    CertificateError, Error, RootCertStore,
+    CertificateError, ClientConfig, Error, RootCertStore, ServerConfig,
     crypto::ring::default_provider,
     pki_types::{
         CertificateDer, PrivateKeyDer, ServerName,
@@ -17,7 +19,9 @@ use rustls::{
     sign::CertifiedKey,
 };
 
+use self::handshake::Offers;
 use super::{
+    Protocol,
     error::Problems,
     files::read,
     judge::set,
@@ -32,6 +36,8 @@ pub struct ServerTls {
     /// By whom a client's certificate must be signed; at least one, and each can be a trust anchor. `None`
     /// asks for no certificate.
     pub client_ca: Option<Vec<CertificateDer<'static>>>,
+    /// What handshakes are made with.
+    pub handshake: Arc<ServerConfig>,
 }
 
 /// `proxy-client.*.tls`: how TLS is spoken to upstreams. `Debug` does not show the key.
@@ -46,10 +52,27 @@ pub struct ClientTls {
     pub server_name: Option<ServerName<'static>>,
     /// Take any certificate; not with a `ca`.
     pub insecure_skip_verify: bool,
+    /// What handshakes are made with, if there are any.
+    offers: Option<Offers>,
+}
+
+impl ClientTls {
+    /// What to shake hands with; `None` where no upstream of this kind speaks TLS.
+    pub fn offer(&self, http1_only: bool) -> Option<&Arc<ClientConfig>> {
+        let offers = self.offers.as_ref()?;
+        Some(match http1_only {
+            true => &offers.http1,
+            false => &offers.usual,
+        })
+    }
 }
 
 /// Off unless something is in the section.
-pub(super) fn server_tls(raw: &RawServerTls, problems: &mut Problems) -> Option<ServerTls> {
+pub(super) fn server_tls(
+    raw: &RawServerTls,
+    http2: bool,
+    problems: &mut Problems,
+) -> Option<ServerTls> {
     const PATH: &str = "/router-server/tls";
     let (certificate, private_key) = (set(&raw.certificate), set(&raw.private_key));
     let client_ca = set(&raw.client_ca);
@@ -62,14 +85,24 @@ pub(super) fn server_tls(raw: &RawServerTls, problems: &mut Problems) -> Option<
             .map_err(|why| problems.add(format!("{PATH}/client-ca"), why))
             .ok()
     });
+    let identity = identity?;
+    let handshake = handshake::to_clients(&identity, client_ca.as_deref(), http2)
+        .map_err(|why| problems.add(format!("{PATH}/client-ca"), why))
+        .ok()?;
     Some(ServerTls {
-        identity: identity?,
+        identity,
         client_ca,
+        handshake,
     })
 }
 
-/// `path` is that of the client.
-pub(super) fn client_tls(raw: &RawClientTls, path: &str, problems: &mut Problems) -> ClientTls {
+/// `path` is that of the client; `protocol` what is spoken to upstreams, if any of them speaks TLS.
+pub(super) fn client_tls(
+    raw: &RawClientTls,
+    path: &str,
+    protocol: Option<Protocol>,
+    problems: &mut Problems,
+) -> ClientTls {
     let path = format!("{path}/tls");
     let insecure_skip_verify = raw.insecure_skip_verify.0;
     let ca = set(&raw.ca);
@@ -102,12 +135,21 @@ pub(super) fn client_tls(raw: &RawClientTls, path: &str, problems: &mut Problems
             })
             .ok()
     });
-    ClientTls {
+    let mut tls = ClientTls {
         ca,
         identity,
         server_name,
         insecure_skip_verify,
+        offers: None,
+    };
+    // What is missing for another reason has been told.
+    let is_whole = !problems.has(&format!("{path}/ca"));
+    if let Some(protocol) = protocol.filter(|_| is_whole) {
+        tls.offers = handshake::offers(&tls, protocol)
+            .map_err(|why| problems.add(format!("{path}/ca"), why))
+            .ok();
     }
+    tls
 }
 
 /// What is said of TLS to a client that speaks none; `why` is where it could. (`insecure-skip-verify` alone
@@ -292,6 +334,18 @@ impl PartialEq for ServerTls {
 }
 
 impl Eq for ServerTls {}
+
+impl PartialEq for ClientTls {
+    fn eq(&self, other: &ClientTls) -> bool {
+        let certificate = |tls: &ClientTls| tls.identity.as_ref().map(|own| own.cert.clone());
+        self.ca == other.ca
+            && certificate(self) == certificate(other)
+            && self.server_name == other.server_name
+            && self.insecure_skip_verify == other.insecure_skip_verify
+    }
+}
+
+impl Eq for ClientTls {}
 
 #[cfg(test)]
 mod tests;

@@ -45,6 +45,12 @@ pub(super) fn parse_url(
     })
 }
 
+/// Whether TLS is spoken to who has this URL, whatever else is wrong with it.
+pub(super) fn is_https(url: &Option<String>) -> bool {
+    let scheme = url.as_deref().unwrap_or_default().trim().get(..6);
+    scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"))
+}
+
 /// What a collector's base URL is followed by, as `OTEL_EXPORTER_OTLP_ENDPOINT` is (OpenTelemetry, *OTLP
 /// Exporter Configuration*).
 const SPANS: &str = "/v1/traces";

@@ -3,6 +3,7 @@
 use std::{
     cell::RefCell,
     convert::Infallible,
+    net::SocketAddr,
     rc::Rc,
     sync::Arc,
     time::{Duration, UNIX_EPOCH},
@@ -10,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode,
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
     header::{
         ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
         WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
@@ -34,6 +35,7 @@ use super::{
     metrics::Exposition,
     minute::{Minute, Second},
     readiness::Readiness,
+    reload::{Refused as ReloadRefused, Reloader},
     status,
     weights::{Form, Problem},
 };
@@ -43,7 +45,7 @@ use crate::{
         Target, Weight,
         rollout::{Command, Phase, Refused},
     },
-    state::{Admission, Durability, Published, SharedProgress},
+    state::{Durability, Published, Reloads, SharedProgress},
 };
 
 /// The largest body of a request.
@@ -57,9 +59,11 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Admin {
     exposition: Exposition,
     readiness: Readiness,
-    guard: Guard,
+    address: Option<SocketAddr>,
+    guard: RefCell<Guard>,
     published: Arc<Published>,
-    admission: Arc<Admission>,
+    reloader: Reloader,
+    reloads: Arc<Reloads>,
     durability: Option<Arc<Durability>>,
     progress: Arc<SharedProgress>,
     analyst: Rc<RefCell<Analyst>>,
@@ -84,10 +88,11 @@ enum Route {
     Rollout(Command),
     ResetBreakers,
     ResetLimits,
+    Reload,
 }
 
 /// Where that is, and how it is asked for.
-const ROUTES: [(&str, &str, Route); 16] = [
+const ROUTES: [(&str, &str, Route); 17] = [
     ("GET", "/", Route::Dashboard),
     ("GET", "/events", Route::Events),
     ("GET", "/metrics", Route::Metrics),
@@ -104,6 +109,7 @@ const ROUTES: [(&str, &str, Route); 16] = [
     ("POST", "/rollout/abort", Route::Rollout(Command::Abort)),
     ("POST", "/breaker/reset", Route::ResetBreakers),
     ("POST", "/limits/reset", Route::ResetLimits),
+    ("POST", "/reload", Route::Reload),
 ];
 
 /// An answer that says what is wrong and what to do.
@@ -130,16 +136,23 @@ impl Admin {
     /// The metrics cannot be registered: two of them have the same name.
     pub fn new(
         control: &Control,
-        guard: Guard,
+        address: Option<SocketAddr>,
         analyst: Rc<RefCell<Analyst>>,
         minute: Rc<RefCell<Minute>>,
     ) -> Result<Admin, prometheus::Error> {
         Ok(Admin {
             readiness: Readiness::new(control),
             exposition: Exposition::new(control)?,
-            guard,
+            address,
+            guard: RefCell::new(guard(&control.published, address)),
             published: Arc::clone(&control.published),
-            admission: Arc::clone(&control.admission),
+            reloader: Reloader::new(
+                control.load.clone(),
+                control.log,
+                Arc::clone(&control.published),
+                Arc::clone(&control.reloads),
+            ),
+            reloads: Arc::clone(&control.reloads),
             durability: control.durability.clone(),
             progress: Arc::clone(&control.progress),
             analyst,
@@ -182,7 +195,7 @@ impl Admin {
                 let decisions = self.analyst.borrow().decisions().clone();
                 json_response(StatusCode::OK, &json!({"decisions": decisions}))
             }
-            change => match self.guard.check(request.headers()) {
+            change => match self.may_change(request.headers()) {
                 Err(forbidden) => refuse(forbidden),
                 Ok(()) => match self.change(*change, request.into_body()).await {
                     Ok(()) => json_response(StatusCode::OK, &self.status()),
@@ -190,6 +203,21 @@ impl Admin {
                 },
             },
         })
+    }
+
+    fn may_change(&self, headers: &HeaderMap) -> Result<(), Forbidden> {
+        self.guard.borrow().check(headers)
+    }
+
+    /// Has the configuration read again, and waits until what follows from it is on disk. `why` is who wants it.
+    ///
+    /// # Errors
+    /// All stays as it was.
+    pub async fn reload(&self, why: &str) -> Result<(), ReloadRefused> {
+        let version = self.reloader.reload(why, &mut self.analyst.borrow_mut())?;
+        self.guard.replace(guard(&self.published, self.address));
+        self.written(version).await;
+        Ok(())
     }
 
     async fn change(&self, route: Route, body: Incoming) -> Result<(), Error> {
@@ -202,9 +230,10 @@ impl Admin {
             Route::ResetBreakers => {
                 info!("an operator has closed the breakers");
                 let now = clock::uptime();
-                let gates = Target::ALL.map(|target| self.admission.gate(target));
+                let admission = &self.published.load().admission;
+                let gates = Target::ALL.map(|target| admission.gate(target));
                 let gates = gates.into_iter().flatten();
-                for gate in gates.chain([self.admission.sidecar()]) {
+                for gate in gates.chain([admission.sidecar()]) {
                     gate.with(|breaker| breaker.reset(now));
                 }
                 let kept = self.analyst.borrow_mut().keep(now);
@@ -213,11 +242,18 @@ impl Admin {
             }
             Route::ResetLimits => {
                 info!("an operator has reset the limits");
-                self.admission.reset_limits();
+                self.published.load().admission.reset_limits();
                 let kept = self.analyst.borrow_mut().keep(clock::uptime());
                 self.written(kept).await;
                 Ok(())
             }
+            Route::Reload => self.reload("an operator").await.map_err(|refused| {
+                let status = match refused {
+                    ReloadRefused::Unusable(_) => StatusCode::UNPROCESSABLE_ENTITY,
+                    ReloadRefused::Fixed(_) | ReloadRefused::NoFile => StatusCode::CONFLICT,
+                };
+                Error::new(status, refused.to_string())
+            }),
             Route::Dashboard
             | Route::Events
             | Route::Metrics
@@ -258,7 +294,7 @@ impl Admin {
     fn status(&self) -> Value {
         status::status(
             &self.published.load(),
-            &self.admission,
+            &self.reloads,
             &self.analyst.borrow(),
             &self.minute.borrow(),
             self.readiness.state(),
@@ -289,7 +325,7 @@ impl Admin {
     }
 
     fn events(&self) -> Answer {
-        let Some(events) = self.events.watch(self.guard.who(), self.now()) else {
+        let Some(events) = self.events.watch(self.guard.borrow().who(), self.now()) else {
             let text = "too many watch already: close a dashboard, or read /status now and then";
             return Error::new(StatusCode::SERVICE_UNAVAILABLE, text).answer();
         };
@@ -386,6 +422,11 @@ fn refuse(forbidden: Forbidden) -> Answer {
         response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
     }
     response
+}
+
+/// By the configuration in force, for a port that listens at `address`.
+fn guard(published: &Published, address: Option<SocketAddr>) -> Guard {
+    Guard::new(published.load().config.instrumentation.as_ref(), address)
 }
 
 fn dashboard() -> Answer {

@@ -17,7 +17,7 @@ use super::{Control, decisions};
 use crate::{
     config::{Config, Rollout as Configured},
     policy::{
-        Weight,
+        Target, Weight,
         analysis::{Counts, Evidence, Strength},
         rollout::{Command, Move, Phase, Refused, Rollout, Step, Verdict, Why},
     },
@@ -88,20 +88,12 @@ impl Ring {
 
 /// What a process begins with: what an earlier one has left, or what is configured.
 pub fn opening(config: &Config, found: Option<&Progress>, wall: SystemTime) -> Progress {
-    let configured = config.traffic.weight;
-    let steps = steps(config.rollout.as_ref());
-    let targets = ["main-target", "canary-target"].map(|key| {
-        config.effective[key]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned()
-    });
     let Some(found) = found else {
         return Progress {
-            rollout: Rollout::idle(configured),
-            targets,
-            steps,
-            configured,
+            rollout: Rollout::idle(config.traffic.weight),
+            targets: targets(config),
+            steps: steps(config.rollout.as_ref()),
+            configured: config.traffic.weight,
             evidence: Evidence::default(),
             seen: Vec::new(),
             decisions: VecDeque::new(),
@@ -109,19 +101,29 @@ pub fn opening(config: &Config, found: Option<&Progress>, wall: SystemTime) -> P
         };
     };
     let mut progress = found.clone();
+    if has_begun_anew(&mut progress, config, wall) {
+        progress.evidence = Evidence::default();
+        progress.seen = Vec::new();
+    }
+    progress
+}
+
+/// What follows from a configuration that is another one now. Whether what was counted says nothing any more.
+fn has_begun_anew(progress: &mut Progress, config: &Config, wall: SystemTime) -> bool {
+    let configured = config.traffic.weight;
+    let (targets, steps) = (targets(config), steps(config.rollout.as_ref()));
     let mut moves = Vec::new();
+    let mut is_new = false;
     if progress.targets != targets {
         moves.extend(progress.rollout.targets_changed(configured));
         progress.targets = targets;
-        progress.evidence = Evidence::default();
-        progress.seen = Vec::new();
+        is_new = true;
     }
     if progress.steps != steps {
         if let Some(moved) = progress.rollout.steps_changed(&steps) {
             moves.push(moved);
             // What is enough for a step is not for another one of the same number.
-            progress.evidence = Evidence::default();
-            progress.seen = Vec::new();
+            is_new = true;
         }
         progress.steps = steps;
     }
@@ -130,9 +132,17 @@ pub fn opening(config: &Config, found: Option<&Progress>, wall: SystemTime) -> P
         progress.configured = configured;
     }
     for moved in moves {
-        note(&mut progress, moved, None, wall);
+        note(progress, moved, None, wall);
     }
-    progress
+    is_new
+}
+
+/// As the log shows them.
+fn targets(config: &Config) -> [String; Target::ALL.len()] {
+    ["main-target", "canary-target"].map(|key| {
+        let url = config.effective[key].as_str();
+        url.unwrap_or_default().to_owned()
+    })
 }
 
 /// Who gets the canary before the first tick.
@@ -264,12 +274,37 @@ impl Analyst {
         let settings = configured.map(|rollout| &rollout.settings);
         let moved = self.progress.rollout.command(settings, command)?;
         if command == Command::Start {
-            self.ring.forget();
-            self.progress.evidence = Evidence::default();
-            self.seen.clear();
+            self.begin_anew();
             self.judge();
         }
         Ok(self.moved(moved, now, wall))
+    }
+
+    /// Another configuration is in force from now on, for requests that begin. The version in which what follows
+    /// from it is kept.
+    pub fn reconfigure(&mut self, config: Config, now: Duration, wall: SystemTime) -> u64 {
+        let before = self.published.load();
+        let is_new = has_begun_anew(&mut self.progress, &config, wall);
+        let counted = |config: &Config| {
+            let rollout = config.rollout.as_ref()?;
+            Some((rollout.judge.latency, rollout.failure))
+        };
+        // What was counted by one rule cannot be added to what is counted by another.
+        if is_new || counted(&before.config) != counted(&config) {
+            self.begin_anew();
+        }
+        let split = self.split();
+        let snapshot = before.reconfigured(config, now).with_split(split);
+        self.published.publish(snapshot);
+        self.ticked = now;
+        self.judge();
+        self.keep(now)
+    }
+
+    fn begin_anew(&mut self) {
+        self.ring.forget();
+        self.progress.evidence = Evidence::default();
+        self.seen.clear();
     }
 
     /// Reads the ticks that are closed. Whether they said anything.
@@ -329,24 +364,29 @@ impl Analyst {
 
     /// Says who gets the canary from now on.
     fn publish(&mut self, now: Duration) {
+        let split = self.split();
+        self.ticked = now;
+        let snapshot: Arc<Snapshot> = self.published.load();
+        if snapshot.split != split {
+            self.published.publish(snapshot.with_split(split));
+        }
+    }
+
+    /// Who gets it, in a tick that begins now, where one is wanted.
+    fn split(&mut self) -> Split {
         let rollout = &self.progress.rollout;
         let position = rollout.position;
         let tick = match position.phase.is_under_way() {
             true => self.ring.next(position.step.unwrap_or(0), position.weight),
             false => None,
         };
-        let split = Split {
+        Split {
             weight: position.weight,
             epoch: rollout.epoch,
             tick,
             // Where there is none, all that were are over, also for workers that have seen none of them: it
             // may be that there is no room because nobody has closed any.
             since: tick.unwrap_or(self.ring.end()),
-        };
-        self.ticked = now;
-        let snapshot: Arc<Snapshot> = self.published.load();
-        if snapshot.split != split {
-            self.published.publish(snapshot.with_split(split));
         }
     }
 

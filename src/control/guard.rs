@@ -78,8 +78,8 @@ impl Forbidden {
 }
 
 impl Guard {
-    /// For a port that listens there.
-    pub fn new(instrumentation: Option<&Instrumentation>, address: SocketAddr) -> Guard {
+    /// For a port that listens there, if there is one.
+    pub fn new(instrumentation: Option<&Instrumentation>, address: Option<SocketAddr>) -> Guard {
         let token = instrumentation.and_then(|instrumentation| instrumentation.token.as_ref());
         Guard {
             token: token.map(|token| {
@@ -87,7 +87,7 @@ impl Guard {
                 let tag = hmac::sign(&key, token.as_str().as_bytes());
                 Token { key, tag }
             }),
-            is_loopback: address.ip().to_canonical().is_loopback(),
+            is_loopback: address.is_some_and(|address| address.ip().to_canonical().is_loopback()),
         }
     }
 

@@ -21,7 +21,7 @@ use tracing::{error, info};
 use crate::{
     clock,
     state::{
-        Admission, Durability, Kept, Ledger, SharedProgress, admission::Terms, ledger::Look,
+        Durability, Kept, Ledger, Published, SharedProgress, admission::Terms, ledger::Look,
         persist::Unusable,
     },
 };
@@ -79,7 +79,7 @@ pub struct Keeper {
 pub struct Writer {
     keeper: Keeper,
     ledger: Ledger,
-    admission: Arc<Admission>,
+    published: Arc<Published>,
     durability: Arc<Durability>,
 }
 
@@ -127,14 +127,14 @@ impl Keeper {
     pub fn start(
         self,
         terms: Terms,
-        admission: Arc<Admission>,
+        published: Arc<Published>,
         durability: Arc<Durability>,
         progress: Arc<SharedProgress>,
     ) -> Writer {
         let mut writer = Writer {
             ledger: Ledger::new(self.kept.clone(), terms, progress),
             keeper: self,
-            admission,
+            published,
             durability,
         };
         writer.look(false);
@@ -158,9 +158,10 @@ impl Writer {
             replace(path, text.as_bytes())
         };
         let (now, wall) = (clock::uptime(), clock::wall());
+        let admission = &self.published.load().admission;
         let look = match closing {
-            false => self.ledger.look(&self.admission, now, wall, put),
-            true => self.ledger.close(&self.admission, now, wall, put),
+            false => self.ledger.look(admission, now, wall, put),
+            true => self.ledger.close(admission, now, wall, put),
         };
         match look {
             Look::Nothing => {}

@@ -50,7 +50,6 @@ impl Exposition {
         let registry = Registry::new();
         registry.register(Box::new(Families {
             published: Arc::clone(&control.published),
-            admission: Arc::clone(&control.admission),
             tallies: control.tallies.clone(),
             durability: control.durability.clone(),
             reloads: Arc::clone(&control.reloads),
@@ -83,7 +82,6 @@ impl Exposition {
 /// Collects all families of ours in one go, from one sum.
 struct Families {
     published: Arc<Published>,
-    admission: Arc<Admission>,
     tallies: Vec<Arc<Tally>>,
     durability: Option<Arc<Durability>>,
     reloads: Arc<Reloads>,
@@ -102,7 +100,8 @@ impl Collector for Families {
         for tally in &self.tallies {
             tally.add_to(&mut totals);
         }
-        let statuses = self.published.load().config.sidecar_statuses;
+        let snapshot = self.published.load();
+        let (admission, statuses) = (&snapshot.admission, snapshot.config.sidecar_statuses);
         let mut families = vec![
             request_count(&totals, statuses),
             request_latency(&totals),
@@ -127,12 +126,12 @@ impl Collector for Families {
                 vec![gauge(&[("version", VERSION)], 1.0)],
             ),
         ];
-        families.extend(breakers(&self.admission));
+        families.extend(breakers(admission));
         families.extend(self.durability.as_deref().map(state_writes));
         families.extend(config_reloads(&self.reloads));
         families.extend(self.spans.as_deref().map(spans));
         families.push(dropped_lines((self.dropped_lines)()));
-        let remaining = self.admission.remaining();
+        let remaining = admission.remaining();
         for (name, help, left) in [
             (
                 "canary_router_request_budget_remaining",

@@ -6,6 +6,7 @@ pub mod analyst;
 pub mod dashboard;
 pub mod decisions;
 pub mod events;
+pub mod files;
 pub mod guard;
 pub mod history;
 pub mod impatient;
@@ -13,6 +14,7 @@ pub mod keeper;
 pub mod metrics;
 pub mod minute;
 pub mod readiness;
+pub mod reload;
 pub mod status;
 pub mod summary;
 pub mod traces;
@@ -33,7 +35,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::TcpListener,
     runtime,
-    sync::{Semaphore, watch},
+    sync::{
+        Semaphore,
+        mpsc::{UnboundedReceiver, UnboundedSender},
+        oneshot, watch,
+    },
     task::{LocalSet, spawn_local},
     time::{MissedTickBehavior, interval},
 };
@@ -42,16 +48,18 @@ use tracing::{debug, error};
 use self::{
     admin::Admin,
     analyst::Analyst,
-    guard::Guard,
+    files::Files,
     impatient::Impatient,
     minute::{Minute, Second},
+    reload::{Load, Refused},
 };
 use crate::{
     clock,
+    config::Config,
     policy::Target,
     state::{
-        Admission, Durability, Lifecycle, Progress, Published, Reloads, Seen, SharedProgress,
-        SpanCounts, Tally, Trials,
+        Durability, Lifecycle, Progress, Published, Reloads, Seen, SharedProgress, SpanCounts,
+        Tally, Trials,
     },
 };
 
@@ -63,12 +71,19 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it is looked whether anything follows from what the workers saw.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// How often it is looked whether the configuration has changed.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// Asks the control plane to read the configuration again, and is told what has become of it.
+pub type Wish = oneshot::Sender<Result<(), String>>;
+
+/// By which wishes come.
+pub type Wishes = UnboundedSender<Wish>;
+
 /// What the control plane looks at.
 pub struct Control {
     /// The configuration in force.
     pub published: Arc<Published>,
-    /// Limits and breakers.
-    pub admission: Arc<Admission>,
     /// What each worker counts.
     pub tallies: Vec<Arc<Tally>>,
     /// What each worker saw of the requests that chance has assigned.
@@ -83,7 +98,11 @@ pub struct Control {
     pub keeping: Option<mpsc::Sender<()>>,
     /// How writing the state file goes, if there is one.
     pub durability: Option<Arc<Durability>>,
-    /// How reading the configuration again goes.
+    /// Reads the configuration again, if it can be.
+    pub load: Option<Load>,
+    /// Has the log go by it.
+    pub log: fn(&Config),
+    /// How reading it again goes.
     pub reloads: Arc<Reloads>,
     /// What became of spans, where requests are traced.
     pub spans: Option<Arc<SpanCounts>>,
@@ -93,53 +112,64 @@ pub struct Control {
     pub lifecycle: Arc<Lifecycle>,
 }
 
-/// Serves the instrumentation port until `stop` changes or closes. Blocks its thread.
+/// Decides and watches until `stop` changes or closes, and serves the instrumentation port, where there is one. Blocks
+/// its thread.
 ///
 /// # Errors
 /// No runtime could be made, or the metrics could not be registered.
-pub fn run(listener: StdListener, control: Control, stop: watch::Receiver<bool>) -> io::Result<()> {
+pub fn run(
+    listener: Option<StdListener>,
+    control: Control,
+    wishes: UnboundedReceiver<Wish>,
+    stop: watch::Receiver<bool>,
+) -> io::Result<()> {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    LocalSet::new().block_on(&runtime, serve(listener, control, stop))
+    LocalSet::new().block_on(&runtime, work(listener, control, wishes, stop))
 }
 
-async fn serve(
-    listener: StdListener,
+async fn work(
+    listener: Option<StdListener>,
     control: Control,
+    wishes: UnboundedReceiver<Wish>,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    let listener = TcpListener::from_std(listener)?;
-    let instrumentation = control.published.load().config.instrumentation.clone();
-    let guard = Guard::new(instrumentation.as_ref(), listener.local_addr()?);
+    let listener = listener.map(TcpListener::from_std).transpose()?;
+    let address = match &listener {
+        Some(listener) => Some(listener.local_addr()?),
+        None => None,
+    };
     let now = clock::uptime();
     let minute = Rc::new(RefCell::new(Minute::new(control.tallies.clone(), now)));
     let analyst = Rc::new(RefCell::new(Analyst::new(&control, now)));
-    let admin = Admin::new(&control, guard, Rc::clone(&analyst), Rc::clone(&minute));
+    let admin = Admin::new(&control, address, Rc::clone(&analyst), Rc::clone(&minute));
     let admin = Rc::new(admin.map_err(io::Error::other)?);
     spawn_local(look(
         Rc::clone(&analyst),
         Rc::clone(&minute),
         Rc::clone(&admin),
     ));
+    spawn_local(fulfil(wishes, Rc::clone(&admin)));
+    spawn_local(watch_files(control.published, Rc::clone(&admin)));
+    if let Some(listener) = listener {
+        spawn_local(serve(listener, admin));
+    }
+    // Nobody sends anything but that.
+    let _stopped = stop.wait_for(|stop| *stop).await;
+    // The workers are gone: nothing comes behind.
+    let mut analyst = analyst.borrow_mut();
+    look_once(&mut analyst, &mut minute.borrow_mut());
+    analyst.keep(clock::uptime());
+    Ok(())
+}
+
+async fn serve(listener: TcpListener, admin: Rc<Admin>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let next = async {
-            // Who waits for a place waits in the kernel's queue.
-            let place = Arc::clone(&places).acquire_owned().await;
-            (place, listener.accept().await)
-        };
-        let (place, accepted) = tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => {
-                // The workers are gone: nothing comes behind.
-                let mut analyst = analyst.borrow_mut();
-                look_once(&mut analyst, &mut minute.borrow_mut());
-                analyst.keep(clock::uptime());
-                return Ok(());
-            }
-            next = next => next,
-        };
-        let Ok((stream, _)) = accepted else {
+        // Who waits for a place waits in the kernel's queue.
+        let place = Arc::clone(&places).acquire_owned().await;
+        let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
@@ -159,6 +189,36 @@ async fn serve(
                 debug!(%error, "instrumentation connection ended");
             }
         });
+    }
+}
+
+/// Has the configuration read again for who wishes it.
+async fn fulfil(mut wishes: UnboundedReceiver<Wish>, admin: Rc<Admin>) {
+    while let Some(wish) = wishes.recv().await {
+        let done = admin.reload("SIGHUP").await;
+        // Who asked may have gone.
+        let _nobody = wish.send(done.map_err(|refused: Refused| refused.to_string()));
+    }
+}
+
+/// Has it read again when it has changed, where that is wanted.
+async fn watch_files(published: Arc<Published>, admin: Rc<Admin>) {
+    let watched = || {
+        let config = &published.load().config;
+        let files = [config.file.clone().into()].into_iter();
+        files
+            .chain(config.named_files.iter().cloned())
+            .collect::<Vec<_>>()
+    };
+    let mut files = Files::new(&watched());
+    let mut looks = interval(WATCH);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        if files.have_changed(&watched()) && published.load().config.watch {
+            // What is wrong is said where everybody looks.
+            let _said = admin.reload("a file has changed").await;
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! `/status`: everything that an operator wants to know at once, as JSON.
 
+use std::time::SystemTime;
+
 use serde_json::{Value, json};
 
 use super::{
@@ -11,8 +13,9 @@ use super::{
 };
 use crate::{
     VERSION, clock,
+    config::Config,
     policy::{Target, analysis::Strength, breaker::State},
-    state::{Admission, Gate, Snapshot},
+    state::{Gate, Reloads, Snapshot, reloads::Counts},
 };
 
 /// How many decisions it shows.
@@ -21,12 +24,12 @@ const DECISIONS: usize = 10;
 /// The state of this moment.
 pub fn status(
     snapshot: &Snapshot,
-    admission: &Admission,
+    reloads: &Reloads,
     analyst: &Analyst,
     minute: &Minute,
     state_file: Option<StateFile>,
 ) -> Value {
-    let config = &snapshot.config;
+    let (config, admission) = (&snapshot.config, &snapshot.admission);
     let remaining = admission.remaining();
     let state = |gate: Option<&Gate>| {
         gate.map_or(State::Closed, |gate| gate.with(|breaker| breaker.state()))
@@ -76,9 +79,25 @@ pub fn status(
             "requests_limit": config.limits.requests,
             "errors_limit": config.limits.errors,
         },
+        "config": configuration(config, reloads),
         "state": state_file.map(|file| file.to_json()),
         "evidence": evidence(analyst),
         "decisions": decisions,
+    })
+}
+
+/// What is in force, and since when; and why what was read since is not.
+fn configuration(config: &Config, reloads: &Reloads) -> Value {
+    let Counts {
+        last_success,
+        failure,
+        ..
+    } = reloads.counts();
+    let shown = |time: SystemTime| humantime::format_rfc3339_seconds(time).to_string();
+    json!({
+        "file": config.file,
+        "loaded_at": shown(last_success),
+        "last_failure": failure.map(|(at, error)| json!({"at": shown(at), "error": error})),
     })
 }
 

@@ -197,6 +197,24 @@ impl Breaker {
         breaker
     }
 
+    /// Goes on by other rules, from where it stands. Who is open stays so for as long as the longest wait by
+    /// the new rules, at most. Where the window has another length, what was in it counts no more.
+    pub fn set(&mut self, settings: Settings, now: Duration) {
+        if settings.window != self.settings.window {
+            self.window = Window::new(settings.window);
+        }
+        if let Phase::Open { until } = &mut self.phase {
+            *until = (*until).min(now + with_jitter(settings.max_wait_open, 1.0));
+        }
+        self.settings = settings;
+        // Of probes that have succeeded there may be enough by now.
+        if let Phase::HalfOpen { succeeded, .. } = self.phase
+            && succeeded >= settings.permitted_half_open
+        {
+            self.enter(closed(now));
+        }
+    }
+
     /// What is to be kept of it.
     pub fn save(&self, now: Duration) -> Saved {
         Saved {

@@ -27,6 +27,11 @@ impl Budget {
         }
     }
 
+    /// Goes on with another share.
+    pub fn set_share(&mut self, share: Rate) {
+        self.share = share;
+    }
+
     /// A request was answered, or will not be, and `again` says whether it is to be sent again. Whether it
     /// may be. Requests count when they end, so with a share of everything none is ever refused, however
     /// long they took.

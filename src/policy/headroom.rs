@@ -52,6 +52,14 @@ impl Headroom {
         };
     }
 
+    /// From now on the count may not exceed `limit`; it is at `used` now.
+    pub fn set_limit(&mut self, limit: u64, used: u64) {
+        if limit != self.limit {
+            self.limit = limit;
+            self.restart(used);
+        }
+    }
+
     /// Decides anew: `used` is the count at `now`, `hit` says whether somebody was refused because of the
     /// ceiling since it was asked last. To be asked several times a second.
     pub fn next(&mut self, used: u64, hit: bool, now: Duration) -> u64 {

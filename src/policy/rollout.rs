@@ -387,7 +387,7 @@ impl Rollout {
         Some(self.moved(&before, Why::StepsChanged))
     }
 
-    /// A process begins with other targets than the last one had: what was known of those says nothing of these,
+    /// There are other targets than before: what was known of those says nothing of these,
     /// and a weight that was set for one canary is not for another. What was rolled back stays so.
     pub fn targets_changed(&mut self, configured: Weight) -> Option<Move> {
         let before = *self;
@@ -402,7 +402,7 @@ impl Rollout {
         Some(self.moved(&before, Why::TargetsChanged))
     }
 
-    /// A process begins with another weight in its configuration than the last one had. Where a rollout
+    /// There is another weight in the configuration than before. Where a rollout
     /// says what the weight is, that goes on.
     pub fn weight_configured(&mut self, weight: Weight) -> Option<Move> {
         let before = *self;

@@ -10,6 +10,7 @@ use std::{
     net::SocketAddr,
     pin::pin,
     rc::Rc,
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
@@ -25,9 +26,10 @@ use super::{
     forwarded::Peer,
     http2::session::Session,
     io::{Io, Socket},
+    places::Place,
     proxy_protocol,
     watch::{Order, Watch},
-    worker::{Place, Registration, Worker},
+    worker::{Registration, Worker},
 };
 
 /// How long what comes before HTTP may still take when the process drains.
@@ -47,8 +49,10 @@ pub enum Arrived {
 /// now on.
 pub fn serve(worker: &Rc<Worker>, socket: TcpStream, address: SocketAddr, place: Option<Place>) {
     let io = Io::Plain(Socket::Tcp(socket));
-    let peer = Peer::new(address.ip(), &worker.trusted_proxies, false);
-    if worker.tls.is_some() || worker.proxy_protocol && peer.trusted {
+    let kit = worker.kit();
+    let server = &kit.config.server;
+    let peer = Peer::new(address.ip(), &server.trusted_proxies, false);
+    if server.tls.is_some() || server.proxy_protocol && peer.trusted {
         let watch = Rc::new(Watch::new());
         let registration = Registration::new(worker, Arrived::Unknown(Rc::clone(&watch)));
         spawn_local(greeted(
@@ -96,10 +100,12 @@ async fn greeted(
 
 /// Reads what stands before HTTP. `None` where it is not as it should be.
 async fn greet(worker: &Worker, mut io: Io, mut peer: Peer) -> Option<(Io, Peer)> {
-    if worker.proxy_protocol && peer.trusted {
+    let kit = worker.kit();
+    let server = &kit.config.server;
+    if server.proxy_protocol && peer.trusted {
         match proxy_protocol::read(&mut io).await {
             Ok(Some(client)) => {
-                peer = Peer::new(client.ip(), &worker.trusted_proxies, false);
+                peer = Peer::new(client.ip(), &server.trusted_proxies, false);
             }
             // A health check of the load balancer's own.
             Ok(None) => {}
@@ -109,13 +115,16 @@ async fn greet(worker: &Worker, mut io: Io, mut peer: Peer) -> Option<(Io, Peer)
             }
         }
     }
-    let Some(tls) = &worker.tls else {
+    let Some(tls) = &server.tls else {
         return Some((io, peer));
     };
     let Io::Plain(socket) = io else {
         return Some((io, peer));
     };
-    match TlsAcceptor::from(tls.current()).accept(socket).await {
+    match TlsAcceptor::from(Arc::clone(&tls.handshake))
+        .accept(socket)
+        .await
+    {
         Ok(stream) => {
             peer.secure = true;
             Some((Io::Tls(Box::new(TlsStream::Server(stream))), peer))

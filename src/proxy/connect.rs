@@ -4,6 +4,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,7 +20,6 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use super::{
     error::{UpstreamError, classify_connect},
     io::{Io, Socket},
-    tls::Tls,
 };
 use crate::{
     clock,
@@ -48,7 +48,6 @@ const RESOLVED: Duration = Duration::from_secs(1);
 /// The kind says at which of these it failed; nothing of a request was sent.
 pub async fn connect(
     upstream: &Upstream,
-    tls: &Tls,
     resolver: &Resolver,
     http1_only: bool,
 ) -> Result<Io, UpstreamError> {
@@ -57,7 +56,7 @@ pub async fn connect(
         let socket = reach(upstream, resolver, clock::now() + limit).await?;
         match upstream.tls {
             false => Ok(Io::Plain(socket)),
-            true => shake_hands(socket, upstream, tls, http1_only).await,
+            true => shake_hands(socket, upstream, http1_only).await,
         }
     };
     match timeout(limit, connecting).await {
@@ -133,11 +132,11 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
 async fn shake_hands(
     socket: Socket,
     upstream: &Upstream,
-    tls: &Tls,
     http1_only: bool,
 ) -> Result<Io, UpstreamError> {
     let refused = |why: String| UpstreamError::caused(FailureKind::Tls, why);
-    let config = tls
+    let config = upstream
+        .client_tls
         .offer(http1_only)
         .ok_or_else(|| refused("TLS is not set up".into()))?;
     let name = match (&upstream.client_tls.server_name, &upstream.address) {
@@ -150,7 +149,10 @@ async fn shake_hands(
             ServerName::try_from("localhost").map_err(|e| refused(e.to_string()))?
         }
     };
-    match TlsConnector::from(config).connect(name, socket).await {
+    match TlsConnector::from(Arc::clone(config))
+        .connect(name, socket)
+        .await
+    {
         Ok(stream) => Ok(Io::Tls(Box::new(TlsStream::Client(stream)))),
         Err(error) if error.to_string().contains("CaUsedAsEndEntity") => Err(refused(format!(
             "{error}: its certificate is one for signing others; have it made as a server's (openssl req -x509 \

@@ -120,7 +120,7 @@ impl Connection {
     /// # Errors
     /// There is none.
     pub fn poll_request(&self, cx: &mut Context<'_>) -> Poll<Result<RequestHead, NoRequest>> {
-        let max = self.worker.max_header_bytes;
+        let max = self.worker.kit().config.server.max_header_bytes;
         let mut search = self.search.borrow_mut();
         loop {
             if let Some(parsed) = self.parse_request(&mut search, max) {
@@ -166,7 +166,7 @@ impl Connection {
     /// not agreed on anything else.
     fn takes_http2(&self) -> bool {
         let is_new = matches!(self.watch.stage(), Stage::Fresh | Stage::Head) && !self.served.get();
-        self.worker.http2 && is_new && matches!(*self.io.borrow(), Io::Plain(_))
+        is_new && matches!(*self.io.borrow(), Io::Plain(_)) && self.worker.kit().config.server.http2
     }
 
     /// A request was read up to its body.

@@ -265,7 +265,7 @@ async fn respond(connection: &Rc<Connection>, facts: &Facts, reply: Reply) -> Op
         // The response is known to be over, though the request is not.
         let _already_gone = Raw(connection).finish().await;
     }
-    let timeout = forward::response_timeout(&connection.worker.snapshot.current().config);
+    let timeout = forward::response_timeout(&connection.worker.kit().config);
     let finished = sending.body.finish_upload(&connection.watch, timeout).await;
     match stays {
         // More of what was refused may be on its way.

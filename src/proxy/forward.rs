@@ -21,6 +21,7 @@ use super::{
     fields::Known,
     forwarded::Origin,
     headers,
+    kit::Kit,
     message::{RequestHead, ResponseHead},
     notes::Flag,
     pool::{Leased, Pool, Want},
@@ -43,7 +44,9 @@ const MOST_TRIES: usize = 10;
 pub struct Exchange<'a> {
     /// The client.
     pub client: &'a Client,
-    /// The configuration that this request goes by.
+    /// What is made of the configuration that this request goes by.
+    pub kit: &'a Kit,
+    /// That configuration.
     pub config: &'a Config,
     /// The head, stripped and prepared; its target is trimmed.
     pub head: &'a RequestHead,
@@ -195,7 +198,6 @@ impl Exchange<'_> {
     /// Counts a request that the canary has had, and looks whether it may go to main as well, if that is
     /// `wanted`.
     fn within_budget(&self, wanted: bool) -> Option<Option<Permit>> {
-        let worker = &self.client.worker();
         if self.config.fallback.replay != Replay::Failures {
             return None;
         }
@@ -205,20 +207,21 @@ impl Exchange<'_> {
             false => None,
         };
         let again = permit.is_some();
-        if worker
+        if self
+            .kit
             .admission
             .may_repeat(again, clock::moment(clock::recent()))
         {
             return permit;
         }
         if again {
-            worker.tally.fallback(Fallback::OverBudget);
+            self.client.worker().tally.fallback(Fallback::OverBudget);
         }
         None
     }
 
     fn permit_for_main(&self) -> Result<Option<Permit>, Refused> {
-        self.client.worker().admission.admit_main(clock::uptime)
+        self.kit.admission.admit_main(clock::uptime)
     }
 
     /// The canary has failed, and is charged: main answers, and the client does not notice.
@@ -251,8 +254,8 @@ impl Exchange<'_> {
         record: &mut Record,
     ) -> Result<Answer, Unanswered> {
         let (upstream, pool) = match target {
-            Target::Main => (&self.config.main, &self.client.worker().pools.main),
-            Target::Canary => (&self.config.canary, &self.client.worker().pools.canary),
+            Target::Main => (&self.config.main, &self.kit.pools.main),
+            Target::Canary => (&self.config.canary, &self.kit.pools.canary),
         };
         let message = Message {
             head: self.head,

@@ -80,10 +80,18 @@ fn socket(address: SocketAddr, shared: bool, write_timeout: Duration) -> io::Res
         socket.set_reuse_port(true)?;
     }
     // Accepted connections inherit all of these, so they cost no system call of their own.
-    socket.set_tcp_user_timeout(Some(write_timeout.min(MAX_USER_TIMEOUT)))?;
+    set_patience(&SockRef::from(&socket), write_timeout)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&keepalive())?;
     Ok(socket)
+}
+
+/// How long connections that are accepted from now on may take nothing of what is sent to them.
+///
+/// # Errors
+/// The system's.
+pub fn set_patience(listener: &SockRef<'_>, write_timeout: Duration) -> io::Result<()> {
+    listener.set_tcp_user_timeout(Some(write_timeout.min(MAX_USER_TIMEOUT)))
 }
 
 /// The next connection. A failure that passes (no descriptors left, a client that had second

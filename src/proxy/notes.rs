@@ -26,6 +26,8 @@ pub struct Notes(RefCell<Option<Box<Entry>>>);
 /// What is known of a request.
 pub struct Entry {
     worker: Rc<Worker>,
+    /// Whether it is told in the access log.
+    has_line: bool,
     /// When its head was there.
     pub started: Instant,
     /// The address of who sent it.
@@ -132,15 +134,17 @@ impl Notes {
         head: Option<&RequestHead>,
         started: Instant,
     ) {
-        let trace = match (&worker.tracer, head) {
-            (Some(tracer), Some(head)) => tracer.begin(head),
+        let kit = worker.kit();
+        let trace = match (&worker.tracer, &kit.config.tracing, head) {
+            (Some(tracer), Some(tracing), Some(head)) => tracer.begin(head, tracing.sample),
             _ => None,
         };
-        if worker.access.is_none() && trace.is_none() {
+        if !kit.tells && trace.is_none() {
             return;
         }
         let entry = Entry {
             worker: Rc::clone(worker),
+            has_line: kit.tells,
             started,
             client: peer.text.as_str().into(),
             asked: head.map(|head| Asked {
@@ -271,9 +275,9 @@ impl Drop for Entry {
     fn drop(&mut self) {
         let worker = &self.worker;
         let now = clock::now();
-        let statuses = worker.snapshot.current().config.sidecar_statuses;
-        if let Some(log) = &worker.access {
-            log.add(self, statuses, now);
+        let statuses = worker.kit().config.sidecar_statuses;
+        if self.has_line {
+            worker.access.add(self, statuses, now);
         }
         if let (Some(tracer), Some(trace)) = (&worker.tracer, &self.trace) {
             tracer.leave(trace::spans(self, trace, statuses, now));

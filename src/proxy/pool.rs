@@ -23,23 +23,23 @@ use super::{
     },
     io::Io,
     refusal::has_refused_all_behind,
-    tls::Tls,
 };
 use crate::{
     clock,
-    config::{Client, Protocol, Upstream},
+    config::{Protocol, Upstream},
     policy::FailureKind,
 };
 
 /// The idle connections to one upstream.
 pub struct Pool {
-    tls: Tls,
+    /// As far as it says how they are made.
+    upstream: Upstream,
+    /// Nobody asks for them any more.
+    retired: Cell<bool>,
     resolver: Resolver,
     idle: RefCell<Vec<Idle>>,
     room: Rc<Room>,
     scratch: Rc<RefCell<Scratch>>,
-    idle_timeout: Duration,
-    max_age: Duration,
     /// Connections that requests share.
     shared: Shared,
     /// Such connections that are being made.
@@ -106,25 +106,45 @@ impl Room {
 
 impl Pool {
     /// An empty pool. Its connections are read by way of `scratch`.
-    pub fn new(
-        tls: Tls,
-        room: Rc<Room>,
-        scratch: Rc<RefCell<Scratch>>,
-        client: &Client,
-    ) -> Rc<Pool> {
+    pub fn new(upstream: &Upstream, room: Rc<Room>, scratch: Rc<RefCell<Scratch>>) -> Rc<Pool> {
         Rc::new(Pool {
-            tls,
+            upstream: upstream.clone(),
+            retired: Cell::new(false),
             resolver: Resolver::default(),
             idle: RefCell::new(Vec::new()),
             room,
             scratch,
-            idle_timeout: client.idle_conn_timeout,
-            max_age: client.max_conn_age,
             shared: Shared::default(),
             openings: Openings::default(),
             capacity: Cell::new(MOST_STREAMS),
-            is_shared: Cell::new(client.protocol != Protocol::Http1),
+            is_shared: Cell::new(upstream.client.protocol != Protocol::Http1),
         })
+    }
+
+    /// Whether its connections are as they would be made to this upstream.
+    pub fn is_for(&self, upstream: &Upstream) -> bool {
+        let own = &self.upstream;
+        own.address == upstream.address
+            && own.tls == upstream.tls
+            && own.client == upstream.client
+            && own.client_tls == upstream.client_tls
+    }
+
+    /// The room that its idle connections have.
+    pub fn room(&self) -> Rc<Room> {
+        Rc::clone(&self.room)
+    }
+
+    /// Nobody will ask for its connections any more, but who has been given it already: what is idle, or becomes so,
+    /// is closed.
+    pub fn retire(&self) {
+        self.retired.set(true);
+        self.evict(clock::now());
+    }
+
+    /// Whether it has no connection that it would have to close.
+    pub fn is_empty(&self) -> bool {
+        self.idle.borrow().is_empty() && self.shared.is_empty()
     }
 
     /// A connection for a request: one from before, or a new one.
@@ -140,7 +160,7 @@ impl Pool {
             return match if want.new { None } else { self.take_idle() } {
                 Some(idle) => Ok(self.leased(idle)),
                 None => {
-                    let io = connect(upstream, &self.tls, &self.resolver, true).await?;
+                    let io = connect(upstream, &self.resolver, true).await?;
                     Ok(self.fresh(io))
                 }
             };
@@ -156,7 +176,7 @@ impl Pool {
                 None => break self.openings.begin(self.capacity.get()),
             }
         };
-        let io = connect(upstream, &self.tls, &self.resolver, false).await?;
+        let io = connect(upstream, &self.resolver, false).await?;
         let is_shared = match upstream.client.protocol {
             Protocol::Http2 if upstream.tls && !io.agreed_on_http2() => {
                 let why = "it does not agree on HTTP/2 (ALPN)";
@@ -195,7 +215,7 @@ impl Pool {
 
     fn take_any(self: &Rc<Self>, want: Want) -> Option<Leased> {
         // What has refused a request takes no more of them.
-        let slot = self.shared.take(self.max_age);
+        let slot = self.shared.take(self.upstream.client.max_conn_age);
         let idle = || match want.new {
             true => None,
             false => self.take_idle(),
@@ -235,7 +255,12 @@ impl Pool {
             }
             keep
         });
-        self.shared.evict(now, self.idle_timeout, self.max_age);
+        let client = &self.upstream.client;
+        let idle_timeout = match self.retired.get() {
+            true => Duration::ZERO,
+            false => client.idle_conn_timeout,
+        };
+        self.shared.evict(now, idle_timeout, client.max_conn_age);
     }
 
     /// The connection that became idle last.
@@ -252,8 +277,10 @@ impl Pool {
     }
 
     fn is_fresh(&self, idle: &Idle, now: Instant) -> bool {
-        now.saturating_duration_since(idle.since) < self.idle_timeout
-            && now.saturating_duration_since(idle.born) < self.max_age
+        let client = &self.upstream.client;
+        !self.retired.get()
+            && now.saturating_duration_since(idle.since) < client.idle_conn_timeout
+            && now.saturating_duration_since(idle.born) < client.max_conn_age
     }
 }
 
@@ -307,7 +334,8 @@ impl Lease {
             born,
             pool,
         } = self;
-        if inbox.bytes.is_empty() && pool.room.used.get() < pool.room.limit {
+        let is_wanted = !pool.retired.get() && pool.room.used.get() < pool.room.limit;
+        if inbox.bytes.is_empty() && is_wanted {
             pool.room.used.set(pool.room.used.get() + 1);
             pool.idle.borrow_mut().push(Idle {
                 io,

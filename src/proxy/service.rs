@@ -24,6 +24,7 @@ use super::{
     headers,
     http1::head::{self, BadHead},
     http2::head::MOST_FIELDS,
+    kit::Kit,
     message::{RequestHead, ResponseHead},
     notes::{Flag, Notes},
     record::Record,
@@ -34,7 +35,7 @@ use super::{
 use crate::{
     causes::Chain,
     clock,
-    config::{Config, FixedAnswer},
+    config::FixedAnswer,
     policy::{
         Decision, Facts, Reason, Target,
         decide::{after_sidecar, decide, forced_by_header},
@@ -91,6 +92,7 @@ async fn route(
     }
     let (worker, peer) = (client.worker(), client.peer());
     let snapshot = worker.snapshot.current();
+    let kit = &*worker.kit_for(&snapshot);
     let config = &*snapshot.config;
 
     let upgrade = headers::wanted_upgrade(&head, !client.is_body_over())?;
@@ -122,7 +124,7 @@ async fn route(
     notes.came_from(&origin, peer, called);
     let facts = Facts {
         forced: forced_by_header(head.headers.get(Known::XCanary)),
-        barriers: worker.admission.barriers(clock::uptime),
+        barriers: kit.admission.barriers(clock::uptime),
         weight: snapshot.split.weight,
     };
     let timeout = forward::response_timeout(config);
@@ -134,6 +136,7 @@ async fn route(
         (Decision::AskSidecar(_), None) => (Reason::NoSidecar, stream()),
         (Decision::AskSidecar(statuses), Some(sidecar)) => {
             let question = Question {
+                kit,
                 head: &head,
                 origin: &origin,
                 request_id,
@@ -147,10 +150,10 @@ async fn route(
     };
 
     let (reason, trial) = match reason.is_eligible() {
-        true => draw(reason, config, &head, &origin, client),
+        true => draw(reason, kit, &head, &origin, client),
         false => (reason, None),
     };
-    let (admitted, permit) = admit(reason, &worker.admission);
+    let (admitted, permit) = admit(reason, &kit.admission);
     let decided = clock::recent();
     notes.add(|entry| entry.decided = Some((admitted, decided)));
     let mut record = Record::new(client.clone(), admitted, started, permit);
@@ -162,6 +165,7 @@ async fn route(
     }
     Exchange {
         client,
+        kit,
         config,
         head: &head,
         origin: &origin,
@@ -178,7 +182,7 @@ async fn route(
 #[inline(never)] // It is not for every request, and would make the future of all of them larger.
 fn draw(
     reason: Reason,
-    config: &Config,
+    kit: &Kit,
     head: &RequestHead,
     origin: &Origin<'_>,
     client: &Client,
@@ -186,13 +190,15 @@ fn draw(
     let worker = client.worker();
     let snapshot = worker.snapshot.current();
     let split = snapshot.split;
-    let sticky = config.traffic.sticky.as_ref();
+    let sticky = kit.config.traffic.sticky.as_ref();
     let address = || shown(origin, client.peer());
     let lot = worker.lots.draw(split, sticky, head, address);
     client.set_cookie(lot.cookie);
     let reason = reason.drawn(lot.target);
     // Where something stands before one of the targets, requests are missing there, and nothing can be compared.
-    let tick = split.tick.filter(|_| worker.admission.is_clear());
+    // And a request that began under another configuration may go to another service than the one that is judged.
+    let is_comparable = || kit.admission.is_clear() && Arc::ptr_eq(&kit.config, &snapshot.config);
+    let tick = split.tick.filter(|_| is_comparable());
     let trial = tick.map(|tick| {
         let trial = Trial {
             tick,

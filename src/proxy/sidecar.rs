@@ -21,6 +21,7 @@ use super::{
     fields::Fields,
     forward::{self, Answer},
     forwarded::Origin,
+    kit::Kit,
     message::{Frame, RequestHead},
     service,
     upload::{Message, Part},
@@ -58,7 +59,8 @@ pub async fn decide(
 ) -> Result<(SidecarAnswer, RequestBody), RequestError> {
     let worker = client.worker();
     let untouched = || RequestBody::streaming(Bytes::new(), client, question.response_timeout);
-    let cache = worker.answers.as_ref().zip(sidecar.cache.as_ref());
+    let kit = question.kit;
+    let cache = kit.answers.as_ref().zip(sidecar.cache.as_ref());
     let cache = cache.map(|(answers, declared)| {
         let key = answers::key(&declared.key, question.head, || {
             service::shown(question.origin, client.peer())
@@ -71,7 +73,7 @@ pub async fn decide(
         worker.tally.cache(CacheResult::Hit);
         return Ok((answer, untouched()));
     }
-    if worker.admission.sidecar().refuses(clock::uptime).is_some() {
+    if kit.admission.sidecar().refuses(clock::uptime).is_some() {
         worker.tally.sidecar(SidecarResult::BreakerOpen, None);
         return Ok((SidecarAnswer::Failed, untouched()));
     }
@@ -121,6 +123,8 @@ fn shared_out(
 
 /// What the sidecar is asked about.
 pub struct Question<'a> {
+    /// What is made of the configuration that this request goes by.
+    pub kit: &'a Kit,
     /// The request as the upstream will get it.
     pub head: &'a RequestHead,
     /// Where it comes from.
@@ -168,7 +172,12 @@ async fn ask(
     part: Part,
 ) -> Asked {
     let worker = client.worker();
-    let gate = worker.admission.sidecar();
+    let kit = question.kit;
+    let Some(pool) = &kit.pools.sidecar else {
+        // There is one where there is a sidecar.
+        return Asked::FAILED;
+    };
+    let gate = kit.admission.sidecar();
     let Some(turn) = Turn::begin(gate, sidecar.upstream.client.timeout) else {
         worker.tally.sidecar(SidecarResult::BreakerOpen, None);
         return Asked::FAILED;
@@ -185,14 +194,7 @@ async fn ask(
         trace,
     };
     let given = RequestBody::whole(given, None);
-    let asked = forward::ask(
-        client,
-        &worker.pools.sidecar,
-        &sidecar.upstream,
-        &message,
-        given,
-    )
-    .await;
+    let asked = forward::ask(client, pool, &sidecar.upstream, &message, given).await;
     let (outcome, result, asked) = match asked {
         Ok(Answer { head, call }) => {
             call.drain(sidecar.upstream.client.timeout);

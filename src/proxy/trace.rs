@@ -23,7 +23,6 @@ use crate::{
 /// Begins traces, and leaves them for who exports them.
 pub struct Tracer {
     sink: SpanSink,
-    sample: Weight,
 }
 
 /// A trace that a request is a part of.
@@ -60,13 +59,14 @@ pub struct Context {
 }
 
 impl Tracer {
-    /// Which leaves spans there; `sample` is the share of requests without a trace that begin one.
-    pub fn new(sink: SpanSink, sample: Weight) -> Tracer {
-        Tracer { sink, sample }
+    /// Which leaves spans there.
+    pub fn new(sink: SpanSink) -> Tracer {
+        Tracer { sink }
     }
 
-    /// The trace that a request is a part of, if it is to be told.
-    pub fn begin(&self, head: &RequestHead) -> Option<Trace> {
+    /// The trace that a request is a part of, if it is to be told; `sample` is the share of requests without a trace
+    /// that begin one.
+    pub fn begin(&self, head: &RequestHead, sample: Weight) -> Option<Trace> {
         let mut said = head.headers.all(Known::Traceparent);
         // Of several nobody knows which one is meant (section 3.2 of the recommendation): none.
         let parent = match (said.next(), said.next()) {
@@ -81,7 +81,7 @@ impl Tracer {
                 span: fresh_span(),
                 state: state(head),
             }),
-            None if self.sample.takes(fastrand::u64(..)) => Some(Trace {
+            None if sample.takes(fastrand::u64(..)) => Some(Trace {
                 id: fastrand::u128(1..),
                 parent: None,
                 span: fresh_span(),

@@ -10,35 +10,34 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipnet::IpNet;
 use slab::Slab;
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime,
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Notify, watch},
     task::{LocalSet, spawn_local},
-    time::{MissedTickBehavior, interval, sleep_until},
+    time::{Interval, MissedTickBehavior, interval, sleep_until},
 };
 use tracing::{debug, info, warn};
 
 use super::{
     access::{AccessLog, Lines},
-    answers::Answers,
     arrival::{self, Arrived},
     date::Date,
     http1::inbox::{self, Scratch},
+    kit::{Kit, Makings, SharedAnswers},
     listener,
-    pool::{Pool, Room},
+    places::{Place, Places},
+    pool::Pool,
     record::Warnings,
     split::Lots,
-    tls::{ServedTls, Tls, TlsSettings},
     trace::Tracer,
-    watch::{Order, Patience},
+    watch::Order,
 };
 use crate::{
     clock,
-    config::{Client, Config},
-    state::{Admission, Published, TallyWriter, TrialsWriter, snapshot::Reader, spans::SpanSink},
+    state::{Published, Snapshot, TallyWriter, TrialsWriter, snapshot::Reader, spans::SpanSink},
 };
 
 /// How often idle upstream connections are looked through.
@@ -51,34 +50,24 @@ const LAST_MOMENT: Duration = Duration::from_millis(100);
 pub struct Worker {
     /// What the control plane decided.
     pub snapshot: Reader,
-    /// Limits and breakers.
-    pub admission: Arc<Admission>,
-    /// What the sidecar has said before, where it may be used again.
-    pub answers: Option<Answers>,
+    kit: RefCell<Rc<Kit>>,
+    makings: Makings,
+    /// Connections of earlier kits that are still in use.
+    retired: RefCell<Vec<Rc<Pool>>>,
+    places: Arc<Places>,
+    refitted: Notify,
     /// What this worker counts.
     pub tally: TallyWriter,
     /// And of what chance has assigned.
     pub trials: TrialsWriter,
     /// How it is drawn.
     pub lots: Lots,
-    /// This worker's upstream connections.
-    pub pools: Pools,
     /// Keeps warnings about upstreams from drowning the log.
     pub warnings: Warnings,
     /// Where requests are told of, line by line, if they are.
-    pub access: Option<AccessLog>,
-    /// And as spans.
+    pub access: AccessLog,
+    /// Where they are told of as spans, if they may be.
     pub tracer: Option<Tracer>,
-    /// The largest request head.
-    pub max_header_bytes: usize,
-    /// How TLS is spoken to clients, where it is.
-    pub tls: Option<ServedTls>,
-    /// Whether clients may speak HTTP/2.
-    pub http2: bool,
-    /// Who is believed when he says whom he brings.
-    pub trusted_proxies: Box<[IpNet]>,
-    /// Whether they say so before anything else.
-    pub proxy_protocol: bool,
     /// Where all connections read into.
     pub scratch: Rc<RefCell<Scratch>>,
     /// The value of `Date`, brought up to date by the sweep of deadlines.
@@ -86,16 +75,6 @@ pub struct Worker {
     draining: Cell<Option<Instant>>,
     connections: RefCell<Slab<Arrived>>,
     emptied: Notify,
-}
-
-/// The upstream connections of one worker.
-pub struct Pools {
-    /// To main.
-    pub main: Rc<Pool>,
-    /// To the canary.
-    pub canary: Rc<Pool>,
-    /// To the sidecar.
-    pub sidecar: Rc<Pool>,
 }
 
 /// Whether the process goes on. Workers watch it.
@@ -128,20 +107,16 @@ pub struct Setup {
 pub struct Shared {
     /// Where they find the snapshot.
     pub published: Arc<Published>,
-    /// Limits and breakers.
-    pub admission: Arc<Admission>,
-    /// What the sidecar has said before, where it may be used again.
-    pub answers: Option<Answers>,
+    /// What the sidecar has said before.
+    pub answers: SharedAnswers,
     /// How it is drawn who gets the canary.
     pub lots: Lots,
-    /// How they speak TLS.
-    pub tls: TlsSettings,
-    /// Where lines of the access log go, if there is one.
-    pub access: Option<Lines>,
+    /// Where lines of the access log go.
+    pub access: Lines,
     /// Where spans are left, if requests are traced.
     pub spans: Option<SpanSink>,
-    /// `max-connections`, where there is a limit.
-    pub places: Option<Arc<Semaphore>>,
+    /// `max-connections`.
+    pub places: Arc<Places>,
     /// How many they are: each keeps its share of the idle connections.
     pub workers: usize,
 }
@@ -152,56 +127,71 @@ impl Worker {
         self.draining.get().is_some()
     }
 
-    fn new(
-        shared: Shared,
-        tally: TallyWriter,
-        trials: TrialsWriter,
-        config: &Config,
-    ) -> Rc<Worker> {
+    /// What is made of the configuration in force.
+    pub fn kit(&self) -> Rc<Kit> {
+        let kit = self.kit.borrow();
+        if self.snapshot.is_current(&kit.config) {
+            return Rc::clone(&kit);
+        }
+        drop(kit);
+        self.refit(&self.snapshot.current())
+    }
+
+    /// What is made of the configuration of `snapshot`, which was the current one just now.
+    pub fn kit_for(&self, snapshot: &Snapshot) -> Rc<Kit> {
+        let kit = self.kit.borrow();
+        if Arc::ptr_eq(&kit.config, &snapshot.config) {
+            return Rc::clone(&kit);
+        }
+        drop(kit);
+        self.refit(snapshot)
+    }
+
+    #[cold]
+    fn refit(&self, snapshot: &Snapshot) -> Rc<Kit> {
+        let before = Rc::clone(&self.kit.borrow());
+        let kit = Rc::new(Kit::new(snapshot, Some(&before), &self.makings));
+        let is_kept = |pool: &&Rc<Pool>| kit.pools.all().any(|kept| Rc::ptr_eq(kept, pool));
+        for pool in before.pools.all().filter(|pool| !is_kept(pool)) {
+            pool.retire();
+            self.retired.borrow_mut().push(Rc::clone(pool));
+        }
+        self.places.resize(kit.config.server.max_connections);
+        self.kit.replace(Rc::clone(&kit));
+        self.refitted.notify_one();
+        kit
+    }
+
+    fn new(shared: Shared, tally: TallyWriter, trials: TrialsWriter) -> Rc<Worker> {
         let Shared {
             published,
-            admission,
             answers,
             lots,
-            tls,
             access,
             spans,
-            places: _,
+            places,
             workers,
         } = shared;
-        let share = |limit: usize| Room::new(limit.div_ceil(workers.max(1)));
-        let services = share(config.main.client.max_idle_conns);
-        let client = config.main.client;
         let scratch = Rc::new(RefCell::new(inbox::scratch()));
-        let pool =
-            |tls: Tls, room, client: &Client| Pool::new(tls, room, Rc::clone(&scratch), client);
-        let service = |room| pool(tls.services.clone(), room, &client);
-        let sidecar = config
-            .sidecar
-            .as_ref()
-            .map_or(client, |sidecar| sidecar.upstream.client);
+        let makings = Makings {
+            workers,
+            scratch: Rc::clone(&scratch),
+            answers,
+        };
+        let kit = Kit::new(&published.load(), None, &makings);
         Rc::new(Worker {
             snapshot: published.reader(),
-            admission,
-            answers,
+            kit: RefCell::new(Rc::new(kit)),
+            makings,
+            retired: RefCell::default(),
+            places,
+            refitted: Notify::new(),
             tally,
             trials,
             lots,
-            pools: Pools {
-                main: service(Rc::clone(&services)),
-                canary: service(services),
-                sidecar: pool(tls.sidecar.clone(), share(sidecar.max_idle_conns), &sidecar),
-            },
             warnings: Warnings::default(),
-            access: access.map(AccessLog::new),
-            tracer: spans
-                .zip(config.tracing.as_ref())
-                .map(|(sink, tracing)| Tracer::new(sink, tracing.sample)),
-            max_header_bytes: config.server.max_header_bytes,
-            tls: tls.clients,
-            http2: config.server.http2,
-            trusted_proxies: config.server.trusted_proxies.clone().into(),
-            proxy_protocol: config.server.proxy_protocol,
+            access: AccessLog::new(access),
+            tracer: spans.map(Tracer::new),
             scratch,
             date: RefCell::default(),
             draining: Cell::new(None),
@@ -215,34 +205,39 @@ impl Worker {
         arrival::serve(self, stream, address, place);
     }
 
-    async fn check_deadlines(self: Rc<Self>, patience: Patience, tick: Duration) {
-        let mut ticks = interval(tick);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    async fn check_deadlines(self: Rc<Self>) {
+        let mut ticks = every(self.kit().tick);
         let mut evicted = clock::now();
         loop {
             ticks.tick().await;
             let now = clock::now();
-            self.date.borrow_mut().refresh();
-            if let Some(log) = &self.access {
-                log.flush();
+            let kit = self.kit();
+            if ticks.period() != kit.tick {
+                ticks = every(kit.tick);
             }
+            let patience = &kit.patience;
+            self.date.borrow_mut().refresh();
+            self.access.flush();
             self.trials.close(self.snapshot.current().split.since);
             let draining = self.draining.get();
             for (_, arrived) in self.connections.borrow().iter() {
                 match arrived {
-                    Arrived::Unknown(watch) => watch.check(now, &patience, draining),
+                    Arrived::Unknown(watch) => watch.check(now, patience, draining),
                     Arrived::Http1(connection) => {
-                        connection.watch.check(now, &patience, draining);
+                        connection.watch.check(now, patience, draining);
                         connection.shed();
                     }
-                    Arrived::Http2(session) => session.check(now, &patience, draining),
+                    Arrived::Http2(session) => session.check(now, patience, draining),
                 }
             }
             if now.saturating_duration_since(evicted) >= EVICTION {
                 evicted = now;
-                for pool in [&self.pools.main, &self.pools.canary, &self.pools.sidecar] {
+                let mut retired = self.retired.borrow_mut();
+                for pool in kit.pools.all().chain(&*retired) {
                     pool.evict(now);
                 }
+                // Who has a connection still gives it back to a pool that takes none.
+                retired.retain(|pool| !pool.is_empty());
             }
         }
     }
@@ -356,33 +351,29 @@ async fn work(setup: Setup) -> io::Result<()> {
         shared,
         mut run,
     } = setup;
-    let places = shared.places.clone();
-    let snapshot = shared.published.load();
-    let config = &snapshot.config;
-    let worker = Worker::new(shared, tally, trials, config);
+    let worker = Worker::new(shared, tally, trials);
     let listener = TcpListener::from_std(listener)?;
-
-    let patience = Patience {
-        read: config.server.read_timeout,
-        write: config.server.write_timeout,
-        idle: config.server.idle_timeout,
-        blur: tick(config),
-    };
-    spawn_local(Rc::clone(&worker).check_deadlines(patience, tick(config)));
+    spawn_local(Rc::clone(&worker).check_deadlines());
     loop {
         let accepted = tokio::select! {
             biased;
             _ = run.wait_for(|run| *run != Run::On) => break,
+            () = worker.refitted.notified() => {
+                let write_timeout = worker.kit().config.server.write_timeout;
+                listener::set_patience(&SockRef::from(&listener), write_timeout)?;
+                continue;
+            }
             accepted = listener::accept(&listener) => accepted,
         };
+        // One connection has been accepted meanwhile; those behind it wait in the kernel's queue.
         let place = tokio::select! {
-            place = one_of(places.as_ref()) => place,
+            place = worker.places.one() => place,
             _ = run.wait_for(|run| *run != Run::On) => None,
         };
         worker.serve(accepted, place);
     }
     let now = clock::now();
-    let timeout = config.server.shutdown_timeout;
+    let timeout = worker.kit().config.server.shutdown_timeout;
     let settled = now + listener::SETTLING.min(timeout);
     // Responses say `Connection: close` from now on; the patience with silent connections counts from
     // when the last of them is there.
@@ -402,30 +393,8 @@ async fn work(setup: Setup) -> io::Result<()> {
     Ok(())
 }
 
-/// A connection's right to be there.
-pub type Place = OwnedSemaphorePermit;
-
-/// Waits for a place, where they are counted. One connection of each worker has been accepted meanwhile; those
-/// behind it wait in the kernel's queue.
-async fn one_of(places: Option<&Arc<Semaphore>>) -> Option<Place> {
-    // Nobody closes it.
-    Arc::clone(places?).acquire_owned().await.ok()
-}
-
-/// How often deadlines are checked: a timeout comes late by this much at most. A twentieth of the
-/// shortest one, within bounds that keep it cheap.
-fn tick(config: &Config) -> Duration {
-    let server = &config.server;
-    let shortest = [server.read_timeout, server.idle_timeout]
-        .into_iter()
-        .chain([config.main.client.timeout])
-        .chain(
-            config
-                .sidecar
-                .as_ref()
-                .map(|sidecar| sidecar.upstream.client.timeout),
-        )
-        .min()
-        .unwrap_or_default();
-    (shortest / 20).clamp(Duration::from_millis(5), Duration::from_millis(100))
+fn every(tick: Duration) -> Interval {
+    let mut ticks = interval(tick);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }

@@ -32,16 +32,23 @@ use crate::{
     },
 };
 
-/// What stands before the upstreams, shared by all workers. Moments are since any fixed one.
+/// What stands before the upstreams, shared by all workers: what is configured, and what was counted, which
+/// outlives that. Moments are since any fixed one.
 #[derive(Debug)]
 pub struct Admission {
     limits: Limits,
+    /// By [`Target::index`].
+    breakers: [Option<Guard>; Target::ALL.len()],
+    counts: Arc<Counts>,
+}
+
+/// What is the same whatever is configured.
+#[derive(Debug)]
+struct Counts {
     /// Request tokens taken.
     taken: AtomicU64,
     /// An [`ErrorQuota`], packed so that both of its numbers change in one step.
     errors: AtomicU64,
-    /// By [`Target::index`].
-    breakers: [Option<Guard>; Target::ALL.len()],
     sidecar: Gate,
     /// How often the limits were reset.
     resets: AtomicU64,
@@ -88,7 +95,7 @@ const SIDECAR: Settings = Settings {
 /// A breaker, and what it takes for a failure.
 #[derive(Debug)]
 struct Guard {
-    gate: Gate,
+    gate: Arc<Gate>,
     failure: FailureRule,
 }
 
@@ -174,7 +181,7 @@ impl Admission {
                 None => Breaker::new(config.settings, now),
             };
             Some(Guard {
-                gate: Gate::new(breaker),
+                gate: Arc::new(Gate::new(breaker)),
                 failure: config.failure,
             })
         };
@@ -184,18 +191,54 @@ impl Admission {
         };
         Arc::new(Admission {
             limits,
-            taken: AtomicU64::new(restored.used.requests),
-            errors: AtomicU64::new(pack(errors)),
             breakers: Target::ALL.map(guard),
-            repeats: Mutex::new(Budget::new(repeats)),
-            sidecar: Gate::new(Breaker::new(SIDECAR, now)),
-            resets: AtomicU64::new(0),
-            ceiling: Ceiling {
-                requests: AtomicU64::new(u64::MAX),
-                errors: AtomicU64::new(u64::MAX),
-                refused: AtomicU64::new(0),
-            },
+            counts: Arc::new(Counts {
+                taken: AtomicU64::new(restored.used.requests),
+                errors: AtomicU64::new(pack(errors)),
+                repeats: Mutex::new(Budget::new(repeats)),
+                sidecar: Gate::new(Breaker::new(SIDECAR, now)),
+                resets: AtomicU64::new(0),
+                ceiling: Ceiling {
+                    requests: AtomicU64::new(u64::MAX),
+                    errors: AtomicU64::new(u64::MAX),
+                    refused: AtomicU64::new(0),
+                },
+            }),
         })
+    }
+
+    /// The same counts and breakers under other terms, for requests that begin from now on. Those in flight
+    /// settle what they have reserved as ever. A limit that was off counts from now on; a breaker that was
+    /// off is closed.
+    pub fn renewed(&self, terms: Terms, now: Duration) -> Arc<Admission> {
+        let guard = |target: Target| {
+            let config = match target {
+                Target::Main => terms.breakers.main,
+                Target::Canary => terms.breakers.canary,
+            }?;
+            let gate = match self.guard(target) {
+                Some(guard) => {
+                    guard.gate.with(|breaker| breaker.set(config.settings, now));
+                    Arc::clone(&guard.gate)
+                }
+                None => Arc::new(Gate::new(Breaker::new(config.settings, now))),
+            };
+            Some(Guard {
+                gate,
+                failure: config.failure,
+            })
+        };
+        lock(&self.counts.repeats).set_share(terms.repeats);
+        Arc::new(Admission {
+            limits: terms.limits,
+            breakers: Target::ALL.map(guard),
+            counts: Arc::clone(&self.counts),
+        })
+    }
+
+    /// The limits in force.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// What stands before the canary at this moment, so that nobody needs to ask the sidecar.
@@ -205,11 +248,10 @@ impl Admission {
             requests: self
                 .limits
                 .requests
-                .is_some_and(|limit| self.taken.load(Ordering::Relaxed) >= limit),
-            errors: self
-                .limits
-                .errors
-                .is_some_and(|limit| unpack(self.errors.load(Ordering::Relaxed)).spent(limit)),
+                .is_some_and(|limit| self.counts.taken.load(Ordering::Relaxed) >= limit),
+            errors: self.limits.errors.is_some_and(|limit| {
+                unpack(self.counts.errors.load(Ordering::Relaxed)).spent(limit)
+            }),
             breaker: self
                 .guard(Target::Canary)
                 .is_some_and(|guard| guard.gate.refuses(now).is_some()),
@@ -233,8 +275,12 @@ impl Admission {
         } = self.limits;
         closed(Target::Main)
             && closed(Target::Canary)
-            && has_room(requests, &self.ceiling.requests, used.requests)
-            && has_room(errors.map(u64::from), &self.ceiling.errors, used.errors)
+            && has_room(requests, &self.counts.ceiling.requests, used.requests)
+            && has_room(
+                errors.map(u64::from),
+                &self.counts.ceiling.errors,
+                used.errors,
+            )
     }
 
     /// Asks for a request that the router chose to send to the canary.
@@ -255,7 +301,7 @@ impl Admission {
             // Relaxed, here and below: a ceiling rises after what it stands for is on disk, and whoever
             // sees that late is refused. For one that is lowered meanwhile it is looked at again.
             let ceiling = || {
-                let ceiling = self.ceiling.errors.load(Ordering::Relaxed);
+                let ceiling = self.counts.ceiling.errors.load(Ordering::Relaxed);
                 u32::try_from(ceiling).unwrap_or(u32::MAX).min(limit)
             };
             let before = ceiling();
@@ -270,14 +316,21 @@ impl Admission {
             }
         }
         if let Some(limit) = self.limits.requests {
-            let ceiling = || self.ceiling.requests.load(Ordering::Relaxed).min(limit);
+            let ceiling = || {
+                self.counts
+                    .ceiling
+                    .requests
+                    .load(Ordering::Relaxed)
+                    .min(limit)
+            };
             let before = ceiling();
             // Acquire: see `lower_ceiling`. A read-modify-write is exact under any ordering.
-            let taken = self
-                .taken
-                .fetch_update(Ordering::Acquire, Ordering::Relaxed, |taken| {
-                    take_token(taken, before)
-                });
+            let taken =
+                self.counts
+                    .taken
+                    .fetch_update(Ordering::Acquire, Ordering::Relaxed, |taken| {
+                        take_token(taken, before)
+                    });
             let Ok(taken) = taken else {
                 self.refuse(before < limit);
                 return Err(Refusal::Limit);
@@ -286,9 +339,10 @@ impl Admission {
                 // The only token that is given back: nobody went anywhere with it. The limits may have been
                 // reset meanwhile, and it with them.
                 let back = |taken: u64| taken.checked_sub(1);
-                let _reset = self
-                    .taken
-                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, back);
+                let _reset =
+                    self.counts
+                        .taken
+                        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, back);
                 self.refuse(true);
                 return Err(Refusal::Limit);
             }
@@ -323,7 +377,7 @@ impl Admission {
 
     /// The canary has had a request; `again` says whether main is to have it too. Whether it may.
     pub fn may_repeat(&self, again: bool, now: Duration) -> bool {
-        lock(&self.repeats).ask(again, now)
+        lock(&self.counts.repeats).ask(again, now)
     }
 
     /// What is left, for the metrics.
@@ -332,9 +386,9 @@ impl Admission {
             requests: self
                 .limits
                 .requests
-                .map(|limit| limit.saturating_sub(self.taken.load(Ordering::Relaxed))),
+                .map(|limit| limit.saturating_sub(self.counts.taken.load(Ordering::Relaxed))),
             errors: self.limits.errors.map(|limit| {
-                unpack(self.errors.load(Ordering::Relaxed))
+                unpack(self.counts.errors.load(Ordering::Relaxed))
                     .remaining(limit)
                     .into()
             }),
@@ -344,41 +398,45 @@ impl Admission {
     /// Begins with unused limits. What is in flight keeps what it has reserved.
     pub fn reset_limits(&self) {
         let _always_some = self.update_errors(|quota| Some(ErrorQuota { errors: 0, ..quota }));
-        self.taken.store(0, Ordering::Relaxed);
+        self.counts.taken.store(0, Ordering::Relaxed);
         // Release: who sees the number sees the counts.
-        self.resets.fetch_add(1, Ordering::Release);
+        self.counts.resets.fetch_add(1, Ordering::Release);
     }
 
     /// How often that was done. Who asks before he looks at the counts sees them reset as often at least.
     pub fn resets(&self) -> u64 {
-        self.resets.load(Ordering::Acquire)
+        self.counts.resets.load(Ordering::Acquire)
     }
 
     /// What is counted so far.
     pub fn used(&self) -> Used {
-        let quota = unpack(self.errors.load(Ordering::Relaxed));
+        let quota = unpack(self.counts.errors.load(Ordering::Relaxed));
         Used {
-            requests: self.taken.load(Ordering::Relaxed),
+            requests: self.counts.taken.load(Ordering::Relaxed),
             errors: quota.claimed(),
         }
     }
 
     /// The breaker of a target, where it has one.
     pub fn gate(&self, target: Target) -> Option<&Gate> {
-        self.guard(target).map(|guard| &guard.gate)
+        self.guard(target).map(|guard| &*guard.gate)
     }
 
     /// Whether the sidecar may be asked.
     pub fn sidecar(&self) -> &Gate {
-        &self.sidecar
+        &self.counts.sidecar
     }
 
     /// From now on the counts rise no further than this.
     pub fn set_ceiling(&self, ceiling: Used) {
-        self.ceiling
+        self.counts
+            .ceiling
             .requests
             .store(ceiling.requests, Ordering::Relaxed);
-        self.ceiling.errors.store(ceiling.errors, Ordering::Relaxed);
+        self.counts
+            .ceiling
+            .errors
+            .store(ceiling.errors, Ordering::Relaxed);
     }
 
     /// The same for one that may be lower than before. What is used by now: nobody who is not counted in it
@@ -388,21 +446,21 @@ impl Admission {
         // Each count is read by changing it by nothing, so that it stands in one order with those who
         // count: who came before is in what is read. Release: who comes after, by Acquire, sees the ceiling
         // when he looks at it again.
-        let quota = unpack(self.errors.fetch_add(0, Ordering::Release));
+        let quota = unpack(self.counts.errors.fetch_add(0, Ordering::Release));
         Used {
-            requests: self.taken.fetch_add(0, Ordering::Release),
+            requests: self.counts.taken.fetch_add(0, Ordering::Release),
             errors: quota.claimed(),
         }
     }
 
     /// How many requests were refused because of the ceiling alone.
     pub fn refused_by_ceiling(&self) -> u64 {
-        self.ceiling.refused.load(Ordering::Relaxed)
+        self.counts.ceiling.refused.load(Ordering::Relaxed)
     }
 
     fn refuse(&self, by_ceiling: bool) {
         if by_ceiling {
-            self.ceiling.refused.fetch_add(1, Ordering::Relaxed);
+            self.counts.ceiling.refused.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -414,6 +472,7 @@ impl Admission {
     fn update_errors(&self, next: impl Fn(ErrorQuota) -> Option<ErrorQuota>) -> Option<ErrorQuota> {
         // Acquire: see `lower_ceiling`. Both numbers live in the one word, and no other memory hangs on them.
         let before = self
+            .counts
             .errors
             .fetch_update(Ordering::Acquire, Ordering::Relaxed, |packed| {
                 next(unpack(packed)).map(pack)
@@ -681,20 +740,20 @@ mod tests {
         use crate::{config::Breaker as Configured, policy::breaker::State};
 
         const LATER: Duration = Duration::from_secs(40);
+        const SETTINGS: Settings = Settings {
+            failure_rate: Some(Rate(5_000)),
+            slow_calls: None,
+            failures_in_a_row: None,
+            minimum_calls: 2,
+            window: Duration::from_secs(10),
+            wait_open: Duration::from_secs(30),
+            max_wait_open: Duration::from_secs(300),
+            permitted_half_open: 1,
+        };
 
         fn admission(errors: Option<u32>) -> Arc<Admission> {
-            let settings = Settings {
-                failure_rate: Some(Rate(5_000)),
-                slow_calls: None,
-                failures_in_a_row: None,
-                minimum_calls: 2,
-                window: Duration::from_secs(10),
-                wait_open: Duration::from_secs(30),
-                max_wait_open: Duration::from_secs(300),
-                permitted_half_open: 1,
-            };
             let breaker = Some(Configured {
-                settings,
+                settings: SETTINGS,
                 failure: FailureRule::ServerError,
             });
             let limits = Limits {
@@ -802,6 +861,33 @@ mod tests {
         }
 
         #[test]
+        fn an_open_breaker_and_its_probe_outlive_its_settings() {
+            let before = opened(None);
+            let settings = Settings {
+                failure_rate: Some(Rate(9_000)),
+                window: Duration::from_secs(20),
+                ..SETTINGS
+            };
+            let canary = Some(Configured {
+                settings,
+                failure: FailureRule::NotSuccess,
+            });
+            let breakers = Breakers { canary, main: None };
+            let other = Terms {
+                breakers,
+                ..terms(Limits::default())
+            };
+            let after = before.renewed(other, NOW);
+            assert!(admit(&after).is_none());
+            let probe = before.admit(|| LATER).unwrap();
+            assert_eq!(after.admit(|| LATER).err(), Some(Refusal::Breaker));
+            settle(probe, Outcome::Success);
+            assert_eq!(state(&after, Target::Canary), State::Closed);
+            let without = after.renewed(terms(Limits::default()), NOW);
+            assert!(without.gate(Target::Canary).is_none());
+        }
+
+        #[test]
         fn forced_requests_pass_an_open_breaker() {
             let admission = opened(None);
             settle(admission.admit_forced(), Outcome::Success);
@@ -861,6 +947,39 @@ mod tests {
         assert_eq!(admission.remaining(), left(3, 2));
         settle(held, Outcome::Failure);
         assert_eq!(admission.remaining(), left(3, 2));
+    }
+
+    #[test]
+    fn counts_and_reservations_go_on_under_other_limits() {
+        let before = limits(Some(3), Some(3));
+        settle(admit(&before).unwrap(), Outcome::Failure);
+        let held = admit(&before).unwrap();
+        let after = before.renewed(
+            terms(Limits {
+                requests: Some(5),
+                errors: Some(2),
+                ..Limits::default()
+            }),
+            NOW,
+        );
+        assert_eq!(
+            after.remaining(),
+            Remaining {
+                requests: Some(3),
+                errors: Some(0)
+            }
+        );
+        assert!(admit(&after).is_none(), "an error may still come of one");
+        drop(held);
+        settle(admit(&after).unwrap(), Outcome::Failure);
+        assert!(spent(&after).errors);
+        // Who began before goes by what was in force.
+        let used = Used {
+            requests: 3,
+            errors: 2,
+        };
+        assert_eq!((before.used(), after.used()), (used, used));
+        assert!(admit(&after.renewed(terms(Limits::default()), NOW)).is_some());
     }
 
     #[test]

@@ -13,7 +13,10 @@ use super::{
     Admission, Kept, Progress, SharedProgress,
     admission::{Restored, Terms, Used},
 };
-use crate::policy::{Target, headroom::Headroom};
+use crate::{
+    config::Limits,
+    policy::{Target, headroom::Headroom},
+};
 
 /// How long after a failed write the next one is tried.
 const RETRY: Duration = Duration::from_secs(1);
@@ -51,12 +54,13 @@ impl Ledger {
     /// Goes on from what was found, with what the control plane makes of the rollout.
     pub fn new(kept: Kept, terms: Terms, progress: Arc<SharedProgress>) -> Ledger {
         let used = kept.restored.used;
+        let (requests, errors) = most(&terms.limits);
         Ledger {
             kept,
             progress,
             written: None,
-            requests: Headroom::new(terms.limits.requests.unwrap_or(0), used.requests),
-            errors: Headroom::new(terms.limits.errors.map_or(0, u64::from), used.errors),
+            requests: Headroom::new(requests, used.requests),
+            errors: Headroom::new(errors, used.errors),
             refused: 0,
             resets: 0,
             retry_at: Duration::ZERO,
@@ -75,6 +79,10 @@ impl Ledger {
         // Before all else: who waits for this version waits for what he had changed before he made it.
         let latest = self.progress.latest();
         let before = self.ceiling();
+        let (requests, errors) = most(admission.limits());
+        let used = admission.used();
+        self.requests.set_limit(requests, used.requests);
+        self.errors.set_limit(errors, used.errors);
         let resets = admission.resets();
         if std::mem::replace(&mut self.resets, resets) != resets {
             let used = admission.used();
@@ -172,15 +180,20 @@ impl Ledger {
     }
 }
 
+/// How far requests and errors may be counted; not at all where nothing limits them.
+fn most(limits: &Limits) -> (u64, u64) {
+    let Limits {
+        requests, errors, ..
+    } = limits;
+    (requests.unwrap_or(0), errors.map_or(0, u64::from))
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::UNIX_EPOCH;
 
     use super::*;
-    use crate::{
-        config::{Breakers, Limits},
-        policy::breaker::Rate,
-    };
+    use crate::{config::Breakers, policy::breaker::Rate};
 
     /// A kill right after it would otherwise bring back what was used.
     #[test]

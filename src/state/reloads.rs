@@ -9,7 +9,7 @@ use super::sync::{Mutex, lock};
 pub struct Reloads(Mutex<Counts>);
 
 /// How it has gone so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counts {
     /// What was read is in force.
     pub succeeded: u64,
@@ -17,6 +17,8 @@ pub struct Counts {
     pub failed: u64,
     /// When what is in force was read: at the start, where nothing was read since.
     pub last_success: SystemTime,
+    /// When what was read since could not be used, and why, if that is so.
+    pub failure: Option<(SystemTime, String)>,
 }
 
 impl Reloads {
@@ -26,6 +28,7 @@ impl Reloads {
             succeeded: 0,
             failed: 0,
             last_success: now,
+            failure: None,
         }))
     }
 
@@ -34,16 +37,19 @@ impl Reloads {
         let mut counts = lock(&self.0);
         counts.succeeded += 1;
         counts.last_success = now;
+        counts.failure = None;
     }
 
-    /// What was read cannot be used.
-    pub fn failed(&self) {
-        lock(&self.0).failed += 1;
+    /// What was read at `now` cannot be used.
+    pub fn failed(&self, now: SystemTime, why: String) {
+        let mut counts = lock(&self.0);
+        counts.failed += 1;
+        counts.failure = Some((now, why));
     }
 
     /// How it has gone so far.
     pub fn counts(&self) -> Counts {
-        *lock(&self.0)
+        lock(&self.0).clone()
     }
 }
 
@@ -57,11 +63,13 @@ mod tests {
     fn a_failure_leaves_the_time_of_the_last_success() {
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
         let reloads = Reloads::new(at(1));
-        reloads.failed();
+        reloads.failed(at(1), "no JSON".into());
         assert_eq!(reloads.counts().last_success, at(1));
         reloads.succeeded(at(2));
-        reloads.failed();
+        assert_eq!(reloads.counts().failure, None);
+        reloads.failed(at(3), "no port".into());
         let counts = reloads.counts();
+        assert_eq!(counts.failure, Some((at(3), "no port".into())));
         assert_eq!((counts.succeeded, counts.failed), (1, 2));
         assert_eq!(counts.last_success, at(2));
     }

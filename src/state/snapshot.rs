@@ -3,11 +3,11 @@
 //! A request takes the current snapshot once, at its start, and keeps it to its end; a snapshot that
 //! is published meanwhile is for the requests after it.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, sync::Arc, time::Duration};
 
 use arc_swap::{ArcSwap, Cache};
 
-use super::trials;
+use super::{Admission, admission::Terms, trials};
 use crate::{
     config::Config,
     policy::{
@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub rules: Rules,
     /// At which latencies the targets are compared.
     pub thresholds: Arc<Thresholds>,
+    /// Limits and breakers, by its terms.
+    pub admission: Arc<Admission>,
     /// Who gets the canary at this moment.
     pub split: Split,
 }
@@ -44,18 +46,11 @@ pub struct Split {
 
 impl Snapshot {
     /// Computes what does not differ per request.
-    pub fn new(config: Config) -> Snapshot {
-        let rules = config.rules();
-        let rule = config
-            .rollout
-            .as_ref()
-            .and_then(|rollout| rollout.judge.latency);
+    pub fn new(config: Config, admission: Arc<Admission>) -> Snapshot {
         Snapshot {
-            rules,
-            thresholds: Arc::new(Thresholds::new(rule.unwrap_or(LatencyRule {
-                margin: 0.0,
-                slack: std::time::Duration::ZERO,
-            }))),
+            rules: config.rules(),
+            thresholds: Arc::new(thresholds(&config)),
+            admission,
             split: Split {
                 weight: config.traffic.weight,
                 epoch: 0,
@@ -63,6 +58,17 @@ impl Snapshot {
                 since: trials::FIRST,
             },
             config: Arc::new(config),
+        }
+    }
+
+    /// For requests that begin from now on: another configuration, under which the counts and breakers go on, and
+    /// the split too, until somebody says another one.
+    #[must_use]
+    pub fn reconfigured(&self, config: Config, now: Duration) -> Snapshot {
+        let admission = self.admission.renewed(Terms::of(&config), now);
+        Snapshot {
+            split: self.split,
+            ..Snapshot::new(config, admission)
         }
     }
 
@@ -74,6 +80,15 @@ impl Snapshot {
             ..self.clone()
         }
     }
+}
+
+fn thresholds(config: &Config) -> Thresholds {
+    let rollout = config.rollout.as_ref();
+    let rule = rollout.and_then(|rollout| rollout.judge.latency);
+    Thresholds::new(rule.unwrap_or(LatencyRule {
+        margin: 0.0,
+        slack: Duration::ZERO,
+    }))
 }
 
 /// The place where the current snapshot is found.
@@ -111,6 +126,11 @@ impl Reader {
     pub fn current(&self) -> Arc<Snapshot> {
         Arc::clone(self.0.borrow_mut().load())
     }
+
+    /// Whether this configuration is the one in force.
+    pub fn is_current(&self, config: &Arc<Config>) -> bool {
+        Arc::ptr_eq(&self.0.borrow_mut().load().config, config)
+    }
 }
 
 /// Lets the cache reach through our own type.
@@ -133,7 +153,9 @@ mod tests {
             r#"{{"main-target": "http://{main}", "canary-target": "http://c",
                 "router-server": {{"host": "h", "port": 1}}}}"#
         );
-        Snapshot::new(Config::parse("test.json", &text).unwrap())
+        let config = Config::parse("test.json", &text).unwrap();
+        let admission = Admission::new(Terms::of(&config), Duration::ZERO);
+        Snapshot::new(config, admission)
     }
 
     #[test]

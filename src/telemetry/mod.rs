@@ -11,7 +11,10 @@ use std::{
     env,
     fmt::{self, Write as _},
     io::{self, IsTerminal},
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::SystemTime,
 };
 
@@ -25,6 +28,7 @@ use tracing_subscriber::{
     fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
     layer::SubscriberExt,
     registry::LookupSpan,
+    reload,
 };
 
 pub use lines::{Guard, Lines};
@@ -37,6 +41,12 @@ use crate::{
 /// What the process writes its lines to.
 static LINES: OnceLock<Lines> = OnceLock::new();
 
+/// Has the levels changed of what was started by [`init`].
+static LEVELS: OnceLock<Box<dyn Fn(Targets) + Send + Sync>> = OnceLock::new();
+
+/// Whether lines are text.
+static IS_TEXT: AtomicBool = AtomicBool::new(false);
+
 /// Starts logging. What there is when the returned guard is dropped is still written.
 ///
 /// Only the first call in a process has an effect.
@@ -46,7 +56,43 @@ static LINES: OnceLock<Lines> = OnceLock::new();
 pub fn init(log: Log) -> io::Result<Guard> {
     let (lines, guard) = lines::start(io::stdout())?;
     let stdout = LINES.get_or_init(|| lines);
-    let level = match log.level {
+    let (levels, handle) = reload::Layer::new(levels(log.level));
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(LevelFilter::TRACE)
+        .with_writer(|| stdout.clone())
+        .event_format(Form {
+            is_text: &IS_TEXT,
+            // https://no-color.org
+            colours: io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none(),
+        })
+        .finish()
+        .with(levels);
+    // A second call is a second router in one process, which tests have; the first one's stays.
+    if tracing::subscriber::set_global_default(subscriber).is_ok() {
+        set_form(log.format);
+        let _first = LEVELS.set(Box::new(move |levels| {
+            // It lives as long as the process.
+            let _gone = handle.reload(levels);
+        }));
+    }
+    Ok(guard)
+}
+
+/// Logs by this from now on. Before [`init`], nothing is logged.
+pub fn set(log: Log) {
+    if let Some(set) = LEVELS.get() {
+        set_form(log.format);
+        set(levels(log.level));
+    }
+}
+
+fn set_form(format: LogFormat) {
+    // Relaxed: a line or two may still look as before.
+    IS_TEXT.store(format == LogFormat::Text, Ordering::Relaxed);
+}
+
+fn levels(level: Level) -> Targets {
+    let level = match level {
         Level::Error => LevelFilter::ERROR,
         Level::Warn => LevelFilter::WARN,
         Level::Info => LevelFilter::INFO,
@@ -58,24 +104,9 @@ pub fn init(log: Log) -> io::Result<Guard> {
         LevelFilter::TRACE => level,
         level => level.min(LevelFilter::WARN),
     };
-    let levels = Targets::new()
+    Targets::new()
         .with_target(env!("CARGO_CRATE_NAME"), level)
-        .with_default(libraries);
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(|| stdout.clone())
-        .event_format(match log.format {
-            LogFormat::Json => Form::Json,
-            LogFormat::Text => Form::Text {
-                // https://no-color.org
-                colours: io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none(),
-            },
-        })
-        .finish()
-        .with(levels);
-    // A second call is a second router in one process, which tests have; the first one's stays.
-    let _already_set = tracing::subscriber::set_global_default(subscriber);
-    Ok(guard)
+        .with_default(libraries)
 }
 
 /// Where lines of another kind are written to, beside those of the log. Before [`init`], nowhere.
@@ -88,10 +119,11 @@ pub fn dropped_lines() -> u64 {
     LINES.get().map_or(0, Lines::dropped)
 }
 
-/// `log.format`.
-enum Form {
-    Json,
-    Text { colours: bool },
+/// `log.format`, whichever it is at the moment.
+struct Form {
+    is_text: &'static AtomicBool,
+    /// Of text.
+    colours: bool,
 }
 
 impl<S, N> FormatEvent<S, N> for Form
@@ -112,9 +144,9 @@ where
             fields: Map::new(),
         };
         event.record(&mut line);
-        match self {
-            Form::Json => json::write(line, writer),
-            Form::Text { colours } => text::write(&line, *colours, writer),
+        match self.is_text.load(Ordering::Relaxed) {
+            false => json::write(line, writer),
+            true => text::write(&line, self.colours, writer),
         }
     }
 }
@@ -187,6 +219,9 @@ mod tests {
 
     use super::*;
 
+    static JSON: AtomicBool = AtomicBool::new(false);
+    static TEXT: AtomicBool = AtomicBool::new(true);
+
     #[derive(Clone, Default)]
     struct Captured(Arc<Mutex<Vec<u8>>>);
 
@@ -201,12 +236,15 @@ mod tests {
     }
 
     /// What `log` logs.
-    fn logged(form: Form, log: impl FnOnce()) -> String {
+    fn logged(is_text: &'static AtomicBool, log: impl FnOnce()) -> String {
         let captured = Captured::default();
         let writer = captured.clone();
         let subscriber = tracing_subscriber::fmt()
             .with_writer(move || writer.clone())
-            .event_format(form)
+            .event_format(Form {
+                is_text,
+                colours: false,
+            })
             .finish();
         tracing::subscriber::with_default(subscriber, log);
         String::from_utf8(captured.0.lock().unwrap().clone()).unwrap()
@@ -223,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_line_is_one_json_object_with_time_level_and_message_first() {
-        let text = logged(Form::Json, something);
+        let text = logged(&JSON, something);
         assert_eq!(text.matches('\n').count(), 1, "{text}");
         assert!(text.starts_with(r#"{"@time":"20"#), "{text}");
         let line: Value = serde_json::from_str(&text).unwrap();
@@ -236,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_line_of_text_says_the_same() {
-        let text = logged(Form::Text { colours: false }, something);
+        let text = logged(&TEXT, something);
         let (time, rest) = text.split_once(' ').unwrap();
         assert!(time.starts_with("20") && time.ends_with('Z'), "{text}");
         assert_eq!(

@@ -93,7 +93,7 @@ async fn a_renewed_certificate_is_shown_after_sighup_and_a_broken_one_changes_no
         log.iter()
             .any(|line| line["msg"].as_str().unwrap().contains(text))
     };
-    eventually(|| says("the certificates stay as they were")).await;
+    eventually(|| says("the configuration stays as it was")).await;
     let metrics = Metrics(get(program.instrumentation, "/metrics", "").await.text());
     let reloads = |result| {
         metrics.value(&format!(

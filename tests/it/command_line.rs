@@ -37,6 +37,7 @@ fn status(weight: u32) -> String {
             "requests_remaining": null, "errors_remaining": 12,
             "requests_limit": null, "errors_limit": 15
         },
+        "config": {"file": "config.json", "loaded_at": "2026-11-25T07:00:00Z", "last_failure": null},
         "state": null,
         "evidence": null,
         "decisions": []
@@ -117,6 +118,7 @@ async fn every_command_is_its_request_and_shows_the_status_that_comes_back() {
         ("rollout abort", "POST", "/rollout/abort", ""),
         ("breaker reset", "POST", "/breaker/reset", ""),
         ("limits reset", "POST", "/limits/reset", ""),
+        ("reload", "POST", "/reload", ""),
     ] {
         let router = router().await;
         let shown = run(&router.url(), words).await.succeeded();

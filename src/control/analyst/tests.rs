@@ -32,12 +32,12 @@ impl Rig {
         let wall = SystemTime::UNIX_EPOCH;
         let opening = opening(&config, None, wall);
         let admission = Admission::new(Terms::of(&config), Duration::ZERO);
-        let published = Published::new(Snapshot::new(config).with_split(first_split(&opening)));
+        let published =
+            Published::new(Snapshot::new(config, admission).with_split(first_split(&opening)));
         let seen = Arc::<Seen>::default();
         let (writer, trials) = Trials::new(Arc::clone(&seen), 8);
         let control = Control {
             published: Arc::clone(&published),
-            admission,
             tallies: vec![Tally::new().1],
             trials: vec![trials],
             seen,
@@ -45,6 +45,8 @@ impl Rig {
             opening,
             keeping: None,
             durability: None,
+            load: None,
+            log: |_| {},
             reloads: Arc::new(Reloads::new(SystemTime::UNIX_EPOCH)),
             spans: None,
             dropped_lines: || 0,
@@ -227,4 +229,115 @@ fn evidence_of_other_steps_is_not_evidence_of_these() {
     let opened = opening(&other, Some(&rig.analyst.progress), SystemTime::UNIX_EPOCH);
     assert_eq!(opened.rollout.position.phase, Phase::Paused);
     assert!(opened.evidence.accounts().is_empty());
+}
+
+/// The file is read again while the rollout goes.
+mod another_configuration {
+    use super::*;
+
+    fn steps(weights: &[u64]) -> serde_json::Value {
+        let steps: Vec<_> = weights
+            .iter()
+            .map(|weight| json!({"weight": weight, "for": "10m"}))
+            .collect();
+        json!({"steps": steps})
+    }
+
+    fn rig() -> Rig {
+        let mut rig = Rig::new(config(steps(&[10, 50])));
+        rig.command(Command::Start);
+        rig.sweep();
+        (0..3).for_each(|_| rig.fail());
+        rig.look();
+        for _ in 0..5 {
+            rig.sweep();
+            rig.look();
+        }
+        assert!(failures(&rig) > 0);
+        rig
+    }
+
+    fn failures(rig: &Rig) -> u64 {
+        let accounts = rig.analyst.evidence().accounts();
+        let failures = accounts.iter().map(|it| it.counts.failures);
+        failures.map(|pair| pair[Target::Canary.index()]).sum()
+    }
+
+    impl Rig {
+        fn reconfigure(&mut self, config: Config) {
+            self.analyst
+                .reconfigure(config, self.now, SystemTime::UNIX_EPOCH);
+        }
+    }
+
+    #[test]
+    fn that_says_nothing_else_of_the_rollout_leaves_it_and_its_evidence() {
+        let mut rig = rig();
+        let (before, failed) = (*rig.analyst.rollout(), failures(&rig));
+        rig.reconfigure(config(steps(&[10, 50])));
+        assert_eq!((*rig.analyst.rollout(), failures(&rig)), (before, failed));
+        // What begins now is counted, and what had begun before too.
+        assert!(rig.is_rolled_back_within(10));
+    }
+
+    #[test]
+    fn with_other_steps_pauses_it_and_judges_afresh() {
+        let mut rig = rig();
+        rig.reconfigure(config(steps(&[10, 60])));
+        assert_eq!((rig.phase(), failures(&rig)), (Phase::Paused, 0));
+        assert_eq!(rig.analyst.decisions()[0]["why"], "steps-changed");
+    }
+
+    #[test]
+    fn without_steps_rolls_it_back() {
+        let mut rig = rig();
+        rig.reconfigure(config(json!({})));
+        assert_eq!(rig.phase(), Phase::RolledBack);
+        assert_eq!(rig.reader.current().split.weight, Weight::NONE);
+    }
+
+    #[test]
+    fn that_counts_otherwise_begins_to_count_anew_and_what_is_under_way_is_not_counted() {
+        let mut rig = rig();
+        let tick = rig.reader.current().split.tick.unwrap();
+        let mut other = steps(&[10, 50]);
+        other["latency-slack"] = json!("50ms");
+        let thresholds = Arc::clone(&rig.reader.current().thresholds);
+        rig.reconfigure(config(other));
+        assert_eq!((rig.phase(), failures(&rig)), (Phase::Progressing, 0));
+        assert!(!Arc::ptr_eq(&rig.reader.current().thresholds, &thresholds));
+        let late = Trial {
+            tick,
+            target: Target::Canary,
+            key: None,
+            is_new: false,
+        };
+        rig.writer.begin(late);
+        rig.writer.failed(late);
+        rig.writer.end(late, false);
+        for _ in 0..8 {
+            rig.sweep();
+            rig.look();
+        }
+        assert_eq!(failures(&rig), 0);
+        assert!(rig.is_rolled_back_within(10));
+    }
+
+    #[test]
+    fn with_another_canary_gives_it_the_configured_weight_at_the_moment_at_which_it_gets_requests()
+    {
+        let mut rig = rig();
+        let mut file = json!({
+            "main-target": "http://m", "canary-target": "http://d", "traffic": {"weight": 3},
+            "router-server": {"host": "127.0.0.1", "port": 1},
+            "instrumentation": {"host": "127.0.0.1", "port": 2}
+        });
+        file["rollout"] = steps(&[10, 50]);
+        rig.reconfigure(Config::parse("test.json", &file.to_string()).unwrap());
+        let snapshot = rig.reader.current();
+        assert_eq!(snapshot.config.canary.host_header, "d");
+        assert_eq!(snapshot.split.weight.hundredths(), 300);
+        assert_eq!(snapshot.split.tick, None);
+        assert_eq!((rig.phase(), failures(&rig)), (Phase::Idle, 0));
+    }
 }

@@ -110,7 +110,7 @@ const BREAKERS = {
   },
 };
 
-function renderGuards({ breakers, limits, state }) {
+function renderGuards({ breakers, limits, config, state }) {
   const section = $("#guards");
   facts($("[data-list=breakers]", section), Object.keys(BREAKERS).map((name) => ({
     name: `${name[0].toUpperCase()}${name.slice(1)} breaker`, state: breakers[name].replace("_", "-"), isBad: breakers[name] !== "closed",
@@ -120,7 +120,10 @@ function renderGuards({ breakers, limits, state }) {
   const written = !state ? { state: "in memory", words: "no state.file is configured: a restart forgets limits, weight and rollout" }
     : state.written ? { state: "written", words: state.file }
     : { state: "not written", isBad: true, words: `${state.error ?? "no reason is known"}: ${state.file}` };
-  facts($("[data-list=state]", section), [{ name: "State file", ...written }]);
+  const failure = config?.last_failure;
+  const read = failure ? { state: "not the latest", isBad: true, words: `what was read since ${config.loaded_at} cannot be used: ${failure.error}` }
+    : { state: "in force", words: config ? `${config.file}, read ${config.loaded_at}` : "" };
+  facts($("[data-list=state]", section), [{ name: "State file", ...written }, { name: "Configuration", ...read }]);
 }
 
 function facts(list, all) {

@@ -479,3 +479,65 @@ fn every_change_of_state_is_counted_once() {
     assert_eq!(transitions[open][closed], 1);
     assert_eq!(transitions.iter().flatten().sum::<u64>(), 5);
 }
+
+mod other_settings {
+    use super::*;
+
+    #[test]
+    fn what_was_counted_counts_on_unless_the_window_has_another_length() {
+        for (window, opens) in [(WINDOW, true), (2 * WINDOW, false)] {
+            let mut breaker = Breaker::new(settings(), ZERO);
+            fail(&mut breaker, ZERO, 1);
+            let other = Settings {
+                window,
+                ..settings()
+            };
+            breaker.set(other, ZERO);
+            fail(&mut breaker, ZERO, 1);
+            assert_eq!(breaker.state() == State::Open, opens);
+        }
+    }
+
+    #[test]
+    fn one_that_is_open_waits_no_longer_than_the_new_ones_allow() {
+        let mut breaker = opened(settings(), ZERO);
+        breaker.set(settings(), ZERO);
+        assert!(breaker.refuses(WAIT - Duration::from_millis(1)).is_some());
+        let short = Duration::from_secs(10);
+        let other = Settings {
+            wait_open: short,
+            max_wait_open: short,
+            ..settings()
+        };
+        breaker.set(other, ZERO);
+        assert!(breaker.refuses(Duration::from_secs(9)).is_some());
+        assert!(breaker.refuses(Duration::from_secs(11)).is_none());
+    }
+
+    #[test]
+    fn probes_go_on_and_may_be_enough_by_now() {
+        let mut breaker = opened(settings(), ZERO);
+        let (one, other) = (breaker.admit(WAIT).unwrap(), breaker.admit(WAIT).unwrap());
+        breaker.settle(one, Outcome::Success, ZERO, WAIT, 0.0);
+        let fewer = Settings {
+            permitted_half_open: 1,
+            ..settings()
+        };
+        breaker.set(fewer, WAIT);
+        assert_eq!(breaker.state(), State::Closed);
+        breaker.settle(other, Outcome::Failure, ZERO, WAIT, 0.0);
+        assert_eq!(breaker.state(), State::Closed, "that was a probe's");
+
+        let mut breaker = opened(settings(), ZERO);
+        let probe = breaker.admit(WAIT).unwrap();
+        let more = Settings {
+            permitted_half_open: 3,
+            ..settings()
+        };
+        breaker.set(more, WAIT);
+        assert!(breaker.admit(WAIT).is_ok() && breaker.admit(WAIT).is_ok());
+        assert!(breaker.admit(WAIT).is_err());
+        breaker.settle(probe, Outcome::Success, ZERO, WAIT, 0.0);
+        assert_eq!(breaker.state(), State::HalfOpen);
+    }
+}

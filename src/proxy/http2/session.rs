@@ -92,9 +92,10 @@ impl Session {
 
     /// Serves the client until one of the two sides has had enough.
     pub async fn serve(self: Rc<Self>) {
+        let most = self.worker.kit().config.server.max_header_bytes;
         let handshake = server::Builder::new()
             .max_concurrent_streams(MOST_STREAMS)
-            .max_header_list_size(u32::try_from(self.worker.max_header_bytes).unwrap_or(u32::MAX))
+            .max_header_list_size(u32::try_from(most).unwrap_or(u32::MAX))
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buffer_size(SEND_BUFFER)

@@ -305,7 +305,7 @@ impl Stream {
             Err(end) => return end,
         }
         self.watch.enter(Stage::Finishing, clock::recent());
-        let timeout = forward::response_timeout(&self.worker.snapshot.current().config);
+        let timeout = forward::response_timeout(&self.worker.kit().config);
         body.finish_upload(&self.watch, timeout).await;
         // A request that is not over is given up when this is dropped, by NO_ERROR (RFC 9113 section 8.1) and
         // behind the response; a reset of ours would overtake it.

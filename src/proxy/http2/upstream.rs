@@ -96,6 +96,11 @@ impl Shared {
         Ok(slot)
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+
     /// Closes what has been idle for too long, is too old, or was closed by the upstream.
     pub fn evict(&self, now: Instant, idle_timeout: Duration, max_age: Duration) {
         self.0.borrow_mut().retain(|session| {

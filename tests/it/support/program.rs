@@ -11,8 +11,9 @@ pub struct Program {
     pub process: Process,
     pub address: SocketAddr,
     pub instrumentation: SocketAddr,
+    file: Value,
+    folder: Folder,
     _ports: [Port; 2],
-    _folder: Folder,
 }
 
 impl Program {
@@ -55,9 +56,27 @@ impl Program {
             process,
             address: proxy.address,
             instrumentation: metrics.address,
+            file,
+            folder,
             _ports: [proxy, metrics],
-            _folder: folder,
         }
+    }
+
+    /// Writes its configuration anew, as it was at the start but for `change`, at once for who reads it.
+    pub fn rewrite(&self, change: Value) {
+        let mut file = self.file.clone();
+        merge(&mut file, change);
+        self.write(&file.to_string());
+    }
+
+    /// The same, with any text.
+    pub fn write(&self, text: &str) {
+        let new = self.folder.write("config.json.new", text);
+        std::fs::rename(
+            &new,
+            std::path::Path::new(&new).with_file_name("config.json"),
+        )
+        .unwrap();
     }
 
     /// How many descriptors it has open.
