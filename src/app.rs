@@ -1,11 +1,13 @@
-//! The composition root: from a [`Config`] to running threads, and back.
+//! The composition root: from a [`Config`] to running threads, and back, or to the process that comes after this one.
+
+pub mod sockets;
+pub mod succession;
 
 use std::{
     io,
     net::{SocketAddr, TcpListener},
-    sync::{Arc, mpsc as std_mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as std_mpsc},
     thread,
-    time::Duration,
 };
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -13,38 +15,47 @@ use tracing::{debug, info};
 
 use crate::{
     clock,
-    config::{Config, ConfigError, Listen},
+    config::{Config, ConfigError, LONGEST_TIMEOUT},
     control::{
-        self, Control, Wishes, analyst,
-        keeper::{Keeper, StateError, Writer, random_salt},
+        self, Control, Orders, analyst,
+        keeper::{self, Keeper, StateError, Writer, random_salt},
         reload::Load,
         traces::{self, CollectorError, Exporter, Pace},
     },
     proxy::{
         access::Lines,
         kit::SharedAnswers,
-        listener,
         places::Places,
         split::Lots,
-        worker::{self, Run, Setup, Shared},
+        worker::{self, Run, Setup},
     },
     state::{
-        Admission, Durability, Lifecycle, Phase, Published, Reloads, Seen, SharedProgress,
+        Admission, Durability, Kept, Lifecycle, Phase, Published, Reloads, Seen, SharedProgress,
         Snapshot, SpanCounts, SpanSink, Spans, Tally, Trials, admission::Terms, spans, trials,
     },
     telemetry,
+};
+
+use self::{
+    sockets::{Inherited, Sockets},
+    succession::{Corrections, Predecessor, Program, Successor},
 };
 
 /// Everything that can fail has been done: the sockets are bound.
 pub struct App {
     config: Config,
     load: Option<Load>,
-    proxy: Vec<TcpListener>,
-    instrumentation: Option<TcpListener>,
-    keeper: Option<Keeper>,
+    sockets: Sockets,
+    before: Before,
     traced: Option<Traced>,
-    /// What makes the draws of this installation its own.
-    salt: u128,
+}
+
+/// What was before this process.
+enum Before {
+    /// What is kept of an earlier one, if anything is.
+    Kept(Option<Keeper>),
+    /// One whose place this one takes.
+    Runs(Predecessor),
 }
 
 /// The way of spans to the collector.
@@ -70,6 +81,24 @@ pub enum StartError {
         /// What the system said.
         error: io::Error,
     },
+    /// What the service manager has passed cannot be used.
+    #[error("a socket that the service manager has passed (LISTEN_FDS) cannot be used: {0}")]
+    Passed(#[source] io::Error),
+    /// It has passed what nobody has configured.
+    #[error(
+        "the service manager has passed a socket for {address} (its name is {name:?}), but {why}"
+    )]
+    Foreign {
+        /// How it calls the socket.
+        name: String,
+        /// Where it listens.
+        address: SocketAddr,
+        /// What differs, and what to do.
+        why: String,
+    },
+    /// The process whose place this one takes does not say what it has counted.
+    #[error("the running process does not hand its state over: {0}")]
+    Succession(#[source] io::Error),
     /// What an earlier process has left cannot be used.
     #[error("/state/file: {0}")]
     State(StateError),
@@ -98,10 +127,16 @@ fn hint(error: &io::Error) -> &'static str {
 pub struct Running {
     run: watch::Sender<Run>,
     lifecycle: Arc<Lifecycle>,
-    wishes: Wishes,
+    published: Arc<Published>,
+    progress: Arc<SharedProgress>,
+    salt: u128,
+    orders: Orders,
+    /// The listening sockets once more, until nobody is to have them any more.
+    sockets: Mutex<Option<Inherited>>,
+    corrections: Option<Corrections>,
     stop_control: watch::Sender<bool>,
     /// When this and the control thread's are dropped, the state is written for the last time.
-    stop_keeper: Option<std_mpsc::Sender<()>>,
+    keeping: Option<std_mpsc::Sender<keeper::Order>>,
     ended: mpsc::UnboundedReceiver<Result<(), String>>,
     workers: usize,
     threads: usize,
@@ -116,39 +151,48 @@ impl App {
     /// # Errors
     /// What keeps the process from starting.
     pub fn bind(config: Config) -> Result<App, StartError> {
+        App::with(config, Inherited::default(), None)
+    }
+
+    /// The same, with what the service manager has passed to this process, or a process that it is to come after.
+    ///
+    /// # Errors
+    /// What keeps the process from starting.
+    pub fn inherit(config: Config) -> Result<App, StartError> {
+        match Predecessor::of_this_process().map_err(StartError::Succession)? {
+            Some((predecessor, inherited)) => App::with(config, inherited, Some(predecessor)),
+            None => {
+                let inherited = Inherited::from_manager(&config)?;
+                App::with(config, inherited, None)
+            }
+        }
+    }
+
+    fn with(
+        config: Config,
+        inherited: Inherited,
+        predecessor: Option<Predecessor>,
+    ) -> Result<App, StartError> {
         raise_descriptor_limit();
-        let keeper = match &config.state {
-            Some(state) => Some(Keeper::open(&state.path).map_err(StartError::State)?),
-            None => None,
-        };
-        let salt = match &keeper {
-            Some(keeper) => keeper.kept().salt,
-            None => random_salt().map_err(StartError::State)?,
+        let before = match (predecessor, &config.state) {
+            // It has the state file as long as it counts.
+            (Some(predecessor), _) => Before::Runs(predecessor),
+            (None, Some(state)) => {
+                Before::Kept(Some(Keeper::open(&state.path).map_err(StartError::State)?))
+            }
+            (None, None) => Before::Kept(None),
         };
         let traced = traced(&config)?;
         let workers = match config.server.workers {
             0 => thread::available_parallelism().map_or(1, Into::into),
             workers => workers,
         };
-        let write_timeout = config.server.write_timeout;
-        let proxy = bind(
-            "/router-server",
-            &config.server.listen,
-            workers,
-            write_timeout,
-        )?;
-        let instrumentation = match &config.instrumentation {
-            Some(section) => bind("/instrumentation", &section.listen, 1, write_timeout)?.pop(),
-            None => None,
-        };
         Ok(App {
+            sockets: Sockets::new(&config, workers, inherited)?,
             config,
             load: None,
-            proxy,
-            instrumentation,
-            keeper,
+            before,
             traced,
-            salt,
         })
     }
 
@@ -169,15 +213,35 @@ impl App {
     /// # Errors
     /// The system gives us no thread, or no longer knows our sockets.
     pub fn start(self) -> Result<Running, StartError> {
-        let now = clock::uptime();
         let config = self.config;
-        let terms = Terms::of(&config);
-        let admission = match &self.keeper {
-            Some(keeper) => Admission::restore(terms, &keeper.kept().restored, now),
-            None => Admission::new(terms, now),
+        let sockets = self.sockets;
+        let (mut predecessor, keeper) = match self.before {
+            Before::Kept(keeper) => (None, keeper),
+            Before::Runs(mut predecessor) => {
+                // From here on it counts no more: this is the last moment at which it can be asked.
+                let kept = predecessor.take().map_err(StartError::Succession)?;
+                let keeper = match &config.state {
+                    Some(state) => Some(Keeper::open(&state.path).map_err(StartError::State)?),
+                    None => None,
+                };
+                let keeper = keeper.map(|keeper| keeper.with(kept.clone()));
+                (Some((predecessor, kept)), keeper)
+            }
         };
-        let found = self.keeper.as_ref().map(Keeper::kept);
-        let found = found.and_then(|kept| kept.progress.as_deref());
+        let handed = predecessor.as_ref().map(|(_, kept)| kept);
+        let kept = keeper.as_ref().map(Keeper::kept).or(handed).cloned();
+        let kept = match kept {
+            Some(kept) => kept,
+            None => Kept {
+                salt: random_salt().map_err(StartError::State)?,
+                ..Kept::default()
+            },
+        };
+        let salt = kept.salt;
+        let now = clock::uptime();
+        let terms = Terms::of(&config);
+        let admission = Admission::restore(terms, &kept.restored, now);
+        let found = kept.progress.as_deref();
         // Before the first request: it may be that the canary is to get nothing.
         let opening = analyst::opening(&config, found, clock::wall());
         let split = analyst::first_split(&opening);
@@ -187,8 +251,9 @@ impl App {
             phase = phase.label(),
             "the canary's share of eligible requests, in percent"
         );
-        // Main and canary share their client settings.
-        let horizon = trials::horizon(config.main.client.timeout);
+        // Another configuration may wait longer.
+        let longest = config.main.client.timeout.max(LONGEST_TIMEOUT);
+        let horizon = trials::horizon(longest);
         let places = Places::new(config.server.max_connections);
         let published = Published::new(Snapshot::new(config, admission).with_split(split));
         let seen = Arc::<Seen>::default();
@@ -198,15 +263,16 @@ impl App {
         let (run, watching) = watch::channel(Run::On);
         let (stop_control, control_stopped) = watch::channel(false);
         let (report, ended) = mpsc::unbounded_channel();
-        let (wishes, wished) = mpsc::unbounded_channel();
-        let workers = self.proxy.len();
-        let proxy_address = local_address(self.proxy.first())?;
-        let instrumentation_address = match &self.instrumentation {
+        let (orders, ordered) = mpsc::unbounded_channel();
+        let workers = sockets.proxy.len();
+        let proxy_address = local_address(sockets.proxy.iter().flatten().next())?;
+        let instrumentation_address = match &sockets.instrumentation {
             Some(listener) => Some(local_address(Some(listener))?),
             None => None,
         };
+        let to_leave = sockets.to_leave().map_err(StartError::Thread)?;
 
-        let kept = match self.keeper {
+        let kept = match keeper {
             Some(keeper) => {
                 let durability = Arc::<Durability>::default();
                 let writer = keeper.start(
@@ -223,9 +289,9 @@ impl App {
             }
             None => None,
         };
-        let (stop_keeper, durability) = kept.unzip();
+        let (keeping, durability) = kept.unzip();
         let threads =
-            workers + 1 + usize::from(stop_keeper.is_some()) + usize::from(self.traced.is_some());
+            workers + 1 + usize::from(keeping.is_some()) + usize::from(self.traced.is_some());
         let mut spans = None;
         if let Some(traced) = self.traced {
             let report = EndReport {
@@ -242,22 +308,22 @@ impl App {
         let (sink, spans) = spans.unzip();
         let mut tallies = Vec::with_capacity(workers);
         let mut trials = Vec::with_capacity(workers);
-        let shared = Shared {
+        let shared = worker::Shared {
             published: Arc::clone(&published),
             answers: SharedAnswers::default(),
-            lots: Lots::new(self.salt),
+            lots: Lots::new(salt),
             access: access_log(),
             spans: sink,
             places,
             workers,
         };
-        for (i, listener) in self.proxy.into_iter().enumerate() {
+        for (i, listeners) in sockets.proxy.into_iter().enumerate() {
             let (writer, tally) = Tally::new();
             tallies.push(tally);
             let (trials_writer, own) = Trials::new(Arc::clone(&seen), horizon);
             trials.push(own);
             let setup = Setup {
-                listener,
+                listeners,
                 tally: writer,
                 trials: trials_writer,
                 shared: shared.clone(),
@@ -272,13 +338,13 @@ impl App {
             })?;
         }
         let control = Control {
-            published,
+            published: Arc::clone(&published),
             tallies,
             trials,
             seen,
-            progress,
+            progress: Arc::clone(&progress),
             opening,
-            keeping: stop_keeper.clone(),
+            keeping: keeping.clone(),
             durability,
             load: self.load,
             log: |config| telemetry::set(config.log),
@@ -291,22 +357,32 @@ impl App {
             who: "control",
             report: Some(report),
         };
-        let instrumentation = self.instrumentation;
         spawn("control", move || {
             report.send(control::run(
-                instrumentation,
+                sockets.instrumentation,
                 control,
-                wished,
+                ordered,
                 control_stopped,
             ))
         })?;
         lifecycle.enter(Phase::Serving);
+        let mut corrections = None;
+        if let Some((mut predecessor, _)) = predecessor.take() {
+            // If it is gone by now, there is nobody to be told.
+            let told = predecessor.serves(sockets.shared);
+            corrections = told.and_then(|()| predecessor.corrections()).ok();
+        }
         Ok(Running {
             run,
             lifecycle,
-            wishes,
+            published,
+            progress,
+            salt,
+            orders,
+            sockets: Mutex::new(Some(to_leave)),
+            corrections,
             stop_control,
-            stop_keeper,
+            keeping,
             ended,
             workers,
             threads,
@@ -333,16 +409,114 @@ impl Running {
     /// # Errors
     /// All stays as it was: what was read cannot be used, or a router that runs cannot do it.
     pub async fn reload(&self) -> Result<(), String> {
-        let (wish, fulfilled) = oneshot::channel();
+        let (done, is_done) = oneshot::channel();
         let gone = || "the router is ending".to_owned();
-        self.wishes.send(wish).map_err(|_| gone())?;
-        fulfilled.await.map_err(|_| gone())?
+        self.orders
+            .send(control::Order::Reload(done))
+            .map_err(|_| gone())?;
+        is_done.await.map_err(|_| gone())?
+    }
+
+    /// Starts `program` to take the place of this process, and returns when it has: then this one takes no more
+    /// connections, and [`ended`](Running::ended) says when it has finished what it has.
+    ///
+    /// Dropped before, the new process is ended; see [`unfreeze`](Running::unfreeze).
+    ///
+    /// # Errors
+    /// It has not: this process goes on as before.
+    pub async fn hand_over(&mut self, program: &Program) -> Result<Successor, String> {
+        let sockets = self.sockets().as_ref().map(Inherited::try_clone);
+        let sockets = sockets.ok_or("it is ending")?;
+        let mut successor = sockets
+            .and_then(|sockets| program.succeed(sockets))
+            .map_err(|error| format!("it cannot be started: {error}"))?;
+        let shared = match successor.wants().await {
+            Ok(()) => {
+                let counted = self.freeze().await;
+                successor.serves(&counted).await
+            }
+            Err(error) => Err(error),
+        };
+        let shared = match shared {
+            Ok(shared) => shared,
+            Err(error) => {
+                drop(successor);
+                self.unfreeze();
+                return Err(error);
+            }
+        };
+        drop(self.sockets().take());
+        self.lifecycle.enter(Phase::Draining);
+        // It is gone only with its process.
+        let _gone = self.orders.send(control::Order::Leave);
+        self.run.send_replace(match shared.proxy {
+            true => Run::HandedOver,
+            false => Run::Drain,
+        });
+        Ok(successor)
+    }
+
+    fn sockets(&self) -> MutexGuard<'_, Option<Inherited>> {
+        // Nothing panics while it is held.
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has nothing counted or decided any more. What was, as it is written.
+    async fn freeze(&self) -> String {
+        let (done, is_done) = oneshot::channel();
+        if self.orders.send(control::Order::Freeze(done)).is_ok() {
+            let _gone = is_done.await;
+        }
+        if let Some(keeping) = &self.keeping {
+            let (done, is_done) = std_mpsc::sync_channel(1);
+            if keeping.send(keeper::Order::Pause(done)).is_ok() {
+                // It is as fast as the disk is.
+                let _gone = is_done.recv();
+            }
+        }
+        let admission = &self.published.load().admission;
+        let used = admission.freeze();
+        let kept = Kept {
+            restored: admission.to_restore(used, clock::uptime()),
+            progress: self.progress.latest().1,
+            salt: self.salt,
+        };
+        kept.to_text(clock::wall())
+    }
+
+    /// Goes on to count and decide, where [`hand_over`](Running::hand_over) was dropped before it was over.
+    pub fn unfreeze(&self) {
+        self.published.load().admission.unfreeze();
+        if let Some(keeping) = &self.keeping {
+            let _gone = keeping.send(keeper::Order::Resume);
+        }
+        let _gone = self.orders.send(control::Order::Resume);
+    }
+
+    /// How many errors are counted, with those that may still come of what is in flight.
+    pub fn errors(&self) -> u64 {
+        self.published.load().admission.used().errors
+    }
+
+    /// What the process before this one still tells, if there is one; to be asked for once.
+    pub fn corrections(&mut self) -> Option<Corrections> {
+        self.corrections.take()
+    }
+
+    /// The process before this one has counted so many more errors, or fewer.
+    pub fn correct(&self, errors: i64) {
+        self.published.load().admission.correct_errors(errors);
     }
 
     /// Stops accepting and lets what is in flight end, for `shutdown-timeout` at most.
     pub fn drain(&self) {
         self.lifecycle.enter(Phase::Draining);
-        self.run.send_replace(Run::Drain);
+        // Whoever passed the sockets keeps them, with what waits in their queues.
+        let is_managed = self.sockets().take().is_some_and(|sockets| sockets.managed);
+        self.run.send_replace(match is_managed {
+            true => Run::Released,
+            false => Run::Drain,
+        });
     }
 
     /// Stops at once: what is in flight is cut.
@@ -365,7 +539,7 @@ impl Running {
             if self.gone == self.workers {
                 // Health says "draining" up to here, and up to here something may be counted or traced.
                 self.stop_control.send_replace(true);
-                self.stop_keeper = None;
+                self.keeping = None;
             }
         }
         Ok(())
@@ -406,13 +580,13 @@ fn raise_descriptor_limit() {
 }
 
 /// Goes on writing the state on a thread of its own, until what this gives back is dropped, and all clones of it.
-fn keep(writer: Writer, report: EndReport) -> Result<std_mpsc::Sender<()>, StartError> {
-    let (stop, stopped) = std_mpsc::channel();
+fn keep(writer: Writer, report: EndReport) -> Result<std_mpsc::Sender<keeper::Order>, StartError> {
+    let (orders, ordered) = std_mpsc::channel();
     spawn("state", move || {
-        writer.run(&stopped);
+        writer.run(&ordered);
         report.send(Ok(()));
     })?;
-    Ok(stop)
+    Ok(orders)
 }
 
 /// Reports the end of a thread, however it ends.
@@ -439,20 +613,6 @@ impl Drop for EndReport {
     fn drop(&mut self) {
         self.tell(Err(format!("the {} thread panicked", self.who)));
     }
-}
-
-fn bind(
-    key: &'static str,
-    listen: &Listen,
-    count: usize,
-    write_timeout: Duration,
-) -> Result<Vec<TcpListener>, StartError> {
-    listener::bind(listen, count, write_timeout).map_err(|error| StartError::Listen {
-        key,
-        host: listen.host.clone(),
-        port: listen.port,
-        error,
-    })
 }
 
 fn local_address(listener: Option<&TcpListener>) -> Result<SocketAddr, StartError> {

@@ -10,17 +10,24 @@ use std::{
 use anyhow::{Context, Result, bail};
 use canary_router::{
     VERSION,
-    app::{App, Running},
+    app::{
+        App, Running,
+        succession::{Corrections, Program, Successor},
+    },
     cli::{self, Verb},
     config::Config,
     telemetry,
 };
 use clap::Parser;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 /// How long the threads may take to notice that they are to end at once.
 const LAST_MOMENT: Duration = Duration::from_millis(500);
+
+/// How often the process that comes after this one is told what was counted since.
+const CORRECTIONS: Duration = Duration::from_millis(100);
 
 /// A canary reverse proxy: decides per request between the old and the new version of a service.
 ///
@@ -61,6 +68,8 @@ fn main() -> ExitCode {
 }
 
 fn run(file: &Path) -> Result<()> {
+    // Before anybody puts another file there.
+    let program = Program::of_this_process().context("cannot find the file of this program")?;
     let config = Config::load(file)?;
     let _log_until_the_end = telemetry::init(config.log).context("cannot start the log")?;
     info!(version = VERSION, "canary-router starts");
@@ -78,43 +87,155 @@ fn run(file: &Path) -> Result<()> {
         // Before the first connection is taken: from then on a signal must find somebody who drains.
         let signals = Signals::new().context("cannot listen for signals")?;
         let source = file.to_owned();
-        let app = App::bind(config)?.reloading(move || Config::load(&source));
-        supervise(app.start()?, signals).await
+        let app = App::inherit(config)?.reloading(move || Config::load(&source));
+        supervise(app.start()?, signals, program).await
     })
 }
 
 /// Waits for the end: a first signal drains, a second one stops at once.
-async fn supervise(mut running: Running, mut signals: Signals) -> Result<()> {
+async fn supervise(mut running: Running, mut signals: Signals, program: Program) -> Result<()> {
     info!(address = %running.proxy_address(), "taking requests");
     match running.instrumentation_address() {
         Some(address) => {
-            info!(%address, "metrics at /metrics, health at /health/live and /health/ready")
+            info!(%address, "dashboard at /, metrics at /metrics, health at /health/live and /health/ready")
         }
         None => info!("no metrics: there is no instrumentation section"),
     }
-    loop {
-        tokio::select! {
+    tell_manager(&[NotifyState::Ready]);
+    let mut corrections = running.corrections();
+    telemetry::share_stdout(corrections.is_some());
+    let successor = loop {
+        let said = tokio::select! {
             ended = running.ended() => return gone(ended),
-            said = signals.next() => match said {
-                // The log says what has become of it.
-                Said::Reread => drop(running.reload().await),
-                Said::Stop(name) => {
-                    info!(signal = name, "draining: no new connections");
-                    break;
+            said = signals.next() => said,
+            by = next_correction(&mut corrections) => {
+                match by {
+                    Some(by) => running.correct(by),
+                    None => {
+                        corrections = None;
+                        telemetry::share_stdout(false);
+                    }
                 }
-            },
+                continue;
+            }
+        };
+        match said {
+            Said::Reread => {
+                tell_manager(&[NotifyState::Reloading]);
+                // The log says what has become of it.
+                drop(running.reload().await);
+                tell_manager(&[NotifyState::Ready]);
+            }
+            Said::Succeed => {
+                info!("SIGUSR2: starting the process that takes the place of this one");
+                telemetry::share_stdout(true);
+                let handed = tokio::select! {
+                    handed = succeed(&mut running, &program) => Ok(handed),
+                    name = signals.stop() => Err(name),
+                };
+                match handed {
+                    Ok(Ok(successor)) => break Some(successor),
+                    Ok(Err(error)) => {
+                        error!(error, "SIGUSR2: this process goes on as before");
+                        telemetry::share_stdout(corrections.is_some());
+                    }
+                    Err(name) => {
+                        running.unfreeze();
+                        info!(signal = name, "draining: no new connections");
+                        break None;
+                    }
+                }
+            }
+            Said::Stop(name) => {
+                info!(signal = name, "draining: no new connections");
+                break None;
+            }
+        }
+    };
+    match successor {
+        Some(successor) => {
+            let process = successor.id();
+            info!(
+                process,
+                "another process has taken the place of this one, which drains"
+            );
+            tell_manager(&[NotifyState::MainPid(process)]);
+            finish(running, signals, Some(successor)).await
+        }
+        None => {
+            tell_manager(&[NotifyState::Stopping]);
+            running.drain();
+            finish(running, signals, None).await
         }
     }
-    running.drain();
-    tokio::select! {
-        ended = running.ended() => gone(ended),
-        name = signals.stop() => {
-            warn!(signal = name, "second signal: stopping at once");
-            running.cut();
-            // What was served is still told of.
-            let _in_vain = tokio::time::timeout(LAST_MOMENT, running.ended()).await;
-            bail!("stopped by a second signal before the drain had ended")
+}
+
+/// Ends when everything that is in flight has, or at a second signal.
+async fn finish(
+    mut running: Running,
+    mut signals: Signals,
+    mut successor: Option<Successor>,
+) -> Result<()> {
+    let mut told = running.errors();
+    let mut looks = tokio::time::interval(CORRECTIONS);
+    let ended = loop {
+        tokio::select! {
+            ended = running.ended() => break ended,
+            name = signals.stop() => {
+                warn!(signal = name, "second signal: stopping at once");
+                running.cut();
+                // What was served is still told of.
+                let _in_vain = tokio::time::timeout(LAST_MOMENT, running.ended()).await;
+                bail!("stopped by a second signal before the drain had ended")
+            }
+            _ = looks.tick() => correct(&running, &mut successor, &mut told).await,
         }
+    };
+    correct(&running, &mut successor, &mut told).await;
+    gone(ended)
+}
+
+/// Tells who has come after this process what has become of the errors that were reserved.
+async fn correct(running: &Running, successor: &mut Option<Successor>, told: &mut u64) {
+    let errors = running.errors();
+    if let Some(after) = successor
+        && errors != *told
+    {
+        let by = errors.cast_signed() - told.cast_signed();
+        if after.correct(by).await.is_err() {
+            *successor = None;
+        }
+        *told = errors;
+    }
+}
+
+async fn succeed(running: &mut Running, program: &Program) -> Result<Successor, String> {
+    if std::process::id() == 1 {
+        return Err(
+            "process 1 of a container ends it when it ends: start a container with the new version instead".into(),
+        );
+    }
+    running.hand_over(program).await
+}
+
+/// What the process before this one says next; never, where there is none.
+async fn next_correction(corrections: &mut Option<Corrections>) -> Option<i64> {
+    match corrections {
+        Some(corrections) => corrections.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Tells the service manager, if there is one that wants to know (sd_notify(3)).
+fn tell_manager(states: &[NotifyState<'_>]) {
+    // systemd wants to know since when, to tell this reload from an earlier one.
+    let since = match states {
+        [NotifyState::Reloading] => NotifyState::monotonic_usec_now().ok(),
+        _ => None,
+    };
+    let told: Vec<_> = states.iter().cloned().chain(since).collect();
+    if let Err(error) = sd_notify::notify(&told) {
+        debug!(%error, "the service manager was not told");
     }
 }
 
@@ -133,11 +254,13 @@ fn gone(ended: Result<(), String>) -> Result<()> {
 
 enum Said {
     Reread,
+    Succeed,
     Stop(&'static str),
 }
 
 struct Signals {
     hangup: Signal,
+    successor: Signal,
     terminate: Signal,
     interrupt: Signal,
 }
@@ -146,6 +269,7 @@ impl Signals {
     fn new() -> std::io::Result<Signals> {
         Ok(Signals {
             hangup: signal(SignalKind::hangup())?,
+            successor: signal(SignalKind::user_defined2())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
@@ -154,6 +278,7 @@ impl Signals {
     async fn next(&mut self) -> Said {
         tokio::select! {
             _ = self.hangup.recv() => Said::Reread,
+            _ = self.successor.recv() => Said::Succeed,
             _ = self.terminate.recv() => Said::Stop("SIGTERM"),
             _ = self.interrupt.recv() => Said::Stop("SIGINT"),
         }

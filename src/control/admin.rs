@@ -1,7 +1,7 @@
 //! The instrumentation port: dashboard, metrics, health, status, and what an operator can change.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     convert::Infallible,
     net::SocketAddr,
     rc::Rc,
@@ -69,6 +69,8 @@ pub struct Admin {
     analyst: Rc<RefCell<Analyst>>,
     minute: Rc<RefCell<Minute>>,
     events: Events,
+    /// Another process decides from now on.
+    frozen: Cell<bool>,
 }
 
 /// An answer.
@@ -158,6 +160,7 @@ impl Admin {
             analyst,
             minute,
             events: Events::default(),
+            frozen: Cell::new(false),
         })
     }
 
@@ -209,11 +212,37 @@ impl Admin {
         self.guard.borrow().check(headers)
     }
 
+    /// Leaves decisions to another process, which goes on from what is kept now.
+    pub fn freeze(&self) {
+        self.frozen.set(true);
+        let mut analyst = self.analyst.borrow_mut();
+        analyst.look(clock::uptime(), clock::wall());
+        analyst.keep(clock::uptime());
+    }
+
+    /// There is no such process.
+    pub fn resume(&self) {
+        self.frozen.set(false);
+    }
+
+    /// It serves: who watches shall watch that one.
+    pub fn leave(&self) {
+        self.events.end();
+    }
+
+    /// Whether decisions are another process's.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen.get()
+    }
+
     /// Has the configuration read again, and waits until what follows from it is on disk. `why` is who wants it.
     ///
     /// # Errors
     /// All stays as it was.
     pub async fn reload(&self, why: &str) -> Result<(), ReloadRefused> {
+        if self.is_frozen() {
+            return Err(ReloadRefused::Succeeded);
+        }
         let version = self.reloader.reload(why, &mut self.analyst.borrow_mut())?;
         self.guard.replace(guard(&self.published, self.address));
         self.written(version).await;
@@ -221,6 +250,10 @@ impl Admin {
     }
 
     async fn change(&self, route: Route, body: Incoming) -> Result<(), Error> {
+        if self.is_frozen() {
+            let text = ReloadRefused::Succeeded.to_string();
+            return Err(Error::new(StatusCode::CONFLICT, text));
+        }
         match route {
             Route::Weight(form) => {
                 let weight = read(form, body).await?;
@@ -250,7 +283,9 @@ impl Admin {
             Route::Reload => self.reload("an operator").await.map_err(|refused| {
                 let status = match refused {
                     ReloadRefused::Unusable(_) => StatusCode::UNPROCESSABLE_ENTITY,
-                    ReloadRefused::Fixed(_) | ReloadRefused::NoFile => StatusCode::CONFLICT,
+                    ReloadRefused::Fixed(_) | ReloadRefused::NoFile | ReloadRefused::Succeeded => {
+                        StatusCode::CONFLICT
+                    }
                 };
                 Error::new(status, refused.to_string())
             }),

@@ -23,7 +23,7 @@ pub struct Events {
     /// Differs from process to process.
     instance: String,
     history: RefCell<History>,
-    viewers: broadcast::Sender<Bytes>,
+    viewers: RefCell<broadcast::Sender<Bytes>>,
 }
 
 /// What everybody is told.
@@ -42,7 +42,7 @@ impl Default for Events {
         Events {
             instance: format!("{:016x}", fastrand::u64(..)),
             history: RefCell::default(),
-            viewers: broadcast::channel(BEHIND).0,
+            viewers: RefCell::new(broadcast::channel(BEHIND).0),
         }
     }
 }
@@ -51,7 +51,8 @@ impl Events {
     /// A second is over. `now` is asked for where somebody wants to know.
     pub fn second(&self, row: Row, now: impl FnOnce() -> Now) {
         self.history.borrow_mut().push(row);
-        if self.viewers.receiver_count() == 0 {
+        let viewers = self.viewers.borrow();
+        if viewers.receiver_count() == 0 {
             return;
         }
         let Now {
@@ -61,7 +62,12 @@ impl Events {
         } = now();
         let tick = json!({"now": wall, "uptime": uptime, "row": row.to_json(), "status": status});
         // They may have left meanwhile.
-        let _viewers = self.viewers.send(event("tick", &tick));
+        let _viewers = viewers.send(event("tick", &tick));
+    }
+
+    /// Lets all go who watch.
+    pub fn end(&self) {
+        self.viewers.replace(broadcast::channel(BEHIND).0);
     }
 
     /// What somebody is told who begins to watch; `None` where too many do. `changes` says who may change
@@ -71,10 +77,11 @@ impl Events {
         changes: &str,
         now: Now,
     ) -> Option<impl Stream<Item = Result<Frame<Bytes>, Infallible>> + use<>> {
-        if self.viewers.receiver_count() >= MOST_VIEWERS {
+        let viewers = self.viewers.borrow();
+        if viewers.receiver_count() >= MOST_VIEWERS {
             return None;
         }
-        let seconds = self.viewers.subscribe();
+        let seconds = viewers.subscribe();
         let hello = json!({
             "instance": self.instance,
             "now": now.wall,

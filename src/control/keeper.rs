@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender},
     },
     time::Duration,
 };
@@ -75,6 +75,15 @@ pub struct Keeper {
     kept: Kept,
 }
 
+/// What its thread is told.
+pub enum Order {
+    /// Write what there is, with nothing ahead, and leave the file to somebody else: no count rises any more. Says
+    /// when that is done.
+    Pause(SyncSender<()>),
+    /// Go on: nobody else has taken it.
+    Resume,
+}
+
 /// A state file that is being written.
 pub struct Writer {
     keeper: Keeper,
@@ -123,6 +132,12 @@ impl Keeper {
         &self.kept
     }
 
+    /// Goes on with this instead, which is newer.
+    #[must_use]
+    pub fn with(self, kept: Kept) -> Keeper {
+        Keeper { kept, ..self }
+    }
+
     /// Writes what is used so far, before anything more may be. To be called before the first request.
     pub fn start(
         self,
@@ -143,12 +158,28 @@ impl Keeper {
 }
 
 impl Writer {
-    /// Watches until `stop` is closed; then writes what there is in the end, with nothing ahead.
-    pub fn run(mut self, stop: &Receiver<()>) {
-        while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(TICK) {
-            self.look(false);
+    /// Watches until `orders` is closed; then writes what there is in the end, with nothing ahead.
+    pub fn run(mut self, orders: &Receiver<Order>) {
+        let mut paused = false;
+        loop {
+            match orders.recv_timeout(TICK) {
+                Err(RecvTimeoutError::Timeout) if paused => {}
+                Err(RecvTimeoutError::Timeout) => self.look(false),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Ok(Order::Pause(done)) => {
+                    self.published.load().admission.freeze();
+                    self.look(true);
+                    self.keeper.lock = None;
+                    paused = true;
+                    // Who asked may have given up.
+                    let _nobody = done.send(());
+                }
+                Ok(Order::Resume) => paused = false,
+            }
         }
-        self.look(true);
+        if !paused {
+            self.look(true);
+        }
     }
 
     fn look(&mut self, closing: bool) {

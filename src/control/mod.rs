@@ -25,6 +25,7 @@ use std::{
     io,
     net::TcpListener as StdListener,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     rc::Rc,
     sync::{Arc, mpsc},
     time::Duration,
@@ -51,7 +52,7 @@ use self::{
     files::Files,
     impatient::Impatient,
     minute::{Minute, Second},
-    reload::{Load, Refused},
+    reload::Load,
 };
 use crate::{
     clock,
@@ -74,11 +75,21 @@ const LOOK: Duration = Duration::from_millis(200);
 /// How often it is looked whether the configuration has changed.
 const WATCH: Duration = Duration::from_secs(1);
 
-/// Asks the control plane to read the configuration again, and is told what has become of it.
-pub type Wish = oneshot::Sender<Result<(), String>>;
+/// What the control plane is told by the process's own thread.
+#[derive(Debug)]
+pub enum Order {
+    /// Read the configuration again, and say what has become of it.
+    Reload(oneshot::Sender<Result<(), String>>),
+    /// Leave all further decisions to a process that comes after this one; say when what was decided is kept.
+    Freeze(oneshot::Sender<()>),
+    /// There is none: go on.
+    Resume,
+    /// It serves: whoever comes now is for it.
+    Leave,
+}
 
-/// By which wishes come.
-pub type Wishes = UnboundedSender<Wish>;
+/// By which orders come.
+pub type Orders = UnboundedSender<Order>;
 
 /// What the control plane looks at.
 pub struct Control {
@@ -95,7 +106,7 @@ pub struct Control {
     /// What it goes on from.
     pub opening: Progress,
     /// The state is written for the last time when this is gone, too.
-    pub keeping: Option<mpsc::Sender<()>>,
+    pub keeping: Option<mpsc::Sender<keeper::Order>>,
     /// How writing the state file goes, if there is one.
     pub durability: Option<Arc<Durability>>,
     /// Reads the configuration again, if it can be.
@@ -120,19 +131,19 @@ pub struct Control {
 pub fn run(
     listener: Option<StdListener>,
     control: Control,
-    wishes: UnboundedReceiver<Wish>,
+    orders: UnboundedReceiver<Order>,
     stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    LocalSet::new().block_on(&runtime, work(listener, control, wishes, stop))
+    LocalSet::new().block_on(&runtime, work(listener, control, orders, stop))
 }
 
 async fn work(
     listener: Option<StdListener>,
     control: Control,
-    wishes: UnboundedReceiver<Wish>,
+    orders: UnboundedReceiver<Order>,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let listener = listener.map(TcpListener::from_std).transpose()?;
@@ -150,41 +161,59 @@ async fn work(
         Rc::clone(&minute),
         Rc::clone(&admin),
     ));
-    spawn_local(fulfil(wishes, Rc::clone(&admin)));
+    let (leave, left) = watch::channel(false);
+    spawn_local(obey(orders, Rc::clone(&admin), leave));
     spawn_local(watch_files(control.published, Rc::clone(&admin)));
     if let Some(listener) = listener {
-        spawn_local(serve(listener, admin));
+        spawn_local(serve(listener, Rc::clone(&admin), left));
     }
     // Nobody sends anything but that.
     let _stopped = stop.wait_for(|stop| *stop).await;
     // The workers are gone: nothing comes behind.
     let mut analyst = analyst.borrow_mut();
-    look_once(&mut analyst, &mut minute.borrow_mut());
-    analyst.keep(clock::uptime());
+    if !admin.is_frozen() {
+        look_once(&mut analyst, &mut minute.borrow_mut());
+        analyst.keep(clock::uptime());
+    }
     Ok(())
 }
 
-async fn serve(listener: TcpListener, admin: Rc<Admin>) {
+async fn serve(listener: TcpListener, admin: Rc<Admin>, mut left: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        // Who waits for a place waits in the kernel's queue.
-        let place = Arc::clone(&places).acquire_owned().await;
-        let Ok((stream, _)) = listener.accept().await else {
+        let next = async {
+            // Who waits for a place waits in the kernel's queue.
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            _ = left.wait_for(|left| *left) => return,
+            next = next => next,
+        };
+        let Ok((stream, _)) = accepted else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let admin = Rc::clone(&admin);
+        let (admin, mut left) = (Rc::clone(&admin), left.clone());
         spawn_local(async move {
             let _place = place;
             let service = service_fn(|request| {
                 let admin = Rc::clone(&admin);
                 async move { admin.answer(request).await }
             });
-            let served = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .serve_connection(TokioIo::new(Impatient::new(stream)), service)
-                .await;
+            let mut served = pin!(
+                http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEAD_TIMEOUT)
+                    .serve_connection(TokioIo::new(Impatient::new(stream)), service)
+            );
+            let served = tokio::select! {
+                served = &mut served => served,
+                _ = left.wait_for(|left| *left) => {
+                    served.as_mut().graceful_shutdown();
+                    served.await
+                }
+            };
             if let Err(error) = served {
                 debug!(%error, "instrumentation connection ended");
             }
@@ -192,12 +221,24 @@ async fn serve(listener: TcpListener, admin: Rc<Admin>) {
     }
 }
 
-/// Has the configuration read again for who wishes it.
-async fn fulfil(mut wishes: UnboundedReceiver<Wish>, admin: Rc<Admin>) {
-    while let Some(wish) = wishes.recv().await {
-        let done = admin.reload("SIGHUP").await;
-        // Who asked may have gone.
-        let _nobody = wish.send(done.map_err(|refused: Refused| refused.to_string()));
+/// Does what it is told. Who asked may not wait for it any more.
+async fn obey(mut orders: UnboundedReceiver<Order>, admin: Rc<Admin>, leave: watch::Sender<bool>) {
+    while let Some(order) = orders.recv().await {
+        match order {
+            Order::Reload(done) => {
+                let reloaded = admin.reload("SIGHUP").await;
+                let _nobody = done.send(reloaded.map_err(|refused| refused.to_string()));
+            }
+            Order::Freeze(done) => {
+                admin.freeze();
+                let _nobody = done.send(());
+            }
+            Order::Resume => admin.resume(),
+            Order::Leave => {
+                admin.leave();
+                leave.send_replace(true);
+            }
+        }
     }
 }
 
@@ -215,7 +256,8 @@ async fn watch_files(published: Arc<Published>, admin: Rc<Admin>) {
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         looks.tick().await;
-        if files.have_changed(&watched()) && published.load().config.watch {
+        let is_wanted = published.load().config.watch && !admin.is_frozen();
+        if files.have_changed(&watched()) && is_wanted {
             // What is wrong is said where everybody looks.
             let _said = admin.reload("a file has changed").await;
         }
@@ -228,7 +270,10 @@ async fn look(analyst: Rc<RefCell<Analyst>>, minute: Rc<RefCell<Minute>>, admin:
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         looks.tick().await;
-        let second = look_once(&mut analyst.borrow_mut(), &mut minute.borrow_mut());
+        let second = match admin.is_frozen() {
+            false => look_once(&mut analyst.borrow_mut(), &mut minute.borrow_mut()),
+            true => minute.borrow_mut().look(clock::uptime()),
+        };
         if let Some(second) = second {
             admin.second(second, clock::uptime());
         }

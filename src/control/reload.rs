@@ -38,6 +38,11 @@ pub enum Refused {
         "the configuration of this router comes from no file, and cannot be read again: start it anew"
     )]
     NoFile,
+    /// Another process takes the place of this one.
+    #[error(
+        "another process is taking the place of this one, which changes nothing any more: ask again"
+    )]
+    Succeeded,
     /// It cannot be used.
     #[error(transparent)]
     Unusable(ConfigError),

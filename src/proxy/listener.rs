@@ -1,9 +1,11 @@
 //! The listening sockets of the proxy port: one per worker, between which the kernel shares new
-//! connections out (`SO_REUSEPORT`, socket(7)).
+//! connections out (`SO_REUSEPORT`, socket(7)), or those that somebody else has made.
 
 use std::{
+    future::poll_fn,
     io,
     net::{SocketAddr, TcpListener as StdListener, ToSocketAddrs},
+    task::Poll,
     time::Duration,
 };
 
@@ -46,7 +48,19 @@ pub fn bind(
         address = taken;
     }
     drop(probe);
-    (0..count.max(1))
+    join(address, count.max(1), write_timeout)
+}
+
+/// Binds `count` more sockets to an address that others of ours listen on.
+///
+/// # Errors
+/// The system's; one of them is that the others are not of this kind.
+pub fn join(
+    address: SocketAddr,
+    count: usize,
+    write_timeout: Duration,
+) -> io::Result<Vec<StdListener>> {
+    (0..count)
         .map(|_| {
             let socket = socket(address, true, write_timeout)?;
             socket.bind(&address.into())?;
@@ -54,6 +68,14 @@ pub fn bind(
             Ok(socket.into())
         })
         .collect()
+}
+
+/// Makes a listening socket that somebody else has made one of ours.
+///
+/// # Errors
+/// The system's.
+pub fn adopt(listener: &StdListener, write_timeout: Duration) -> io::Result<()> {
+    prepare(&SockRef::from(listener), write_timeout)
 }
 
 /// The address of a name; IPv4 where there is a choice, as the original did.
@@ -74,16 +96,20 @@ fn socket(address: SocketAddr, shared: bool, write_timeout: Duration) -> io::Res
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
-    socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
     if shared {
         socket.set_reuse_port(true)?;
     }
-    // Accepted connections inherit all of these, so they cost no system call of their own.
-    set_patience(&SockRef::from(&socket), write_timeout)?;
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&keepalive())?;
+    prepare(&SockRef::from(&socket), write_timeout)?;
     Ok(socket)
+}
+
+fn prepare(socket: &SockRef<'_>, write_timeout: Duration) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    // Accepted connections inherit all of these, so they cost no system call of their own.
+    set_patience(socket, write_timeout)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&keepalive())
 }
 
 /// How long connections that are accepted from now on may take nothing of what is sent to them.
@@ -94,11 +120,21 @@ pub fn set_patience(listener: &SockRef<'_>, write_timeout: Duration) -> io::Resu
     listener.set_tcp_user_timeout(Some(write_timeout.min(MAX_USER_TIMEOUT)))
 }
 
-/// The next connection. A failure that passes (no descriptors left, a client that had second
+/// The next connection, of whichever listener. A failure that passes (no descriptors left, a client that had second
 /// thoughts) is waited out, without spinning.
-pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+pub async fn accept(listeners: &[TcpListener]) -> (TcpStream, SocketAddr) {
     loop {
-        match listener.accept().await {
+        // Of several, another one is first each time.
+        let first = match listeners.len() {
+            0 | 1 => 0,
+            count => fastrand::usize(..count),
+        };
+        let accepted = poll_fn(|cx| {
+            let (before, from) = listeners.split_at(first);
+            let mut polled = from.iter().chain(before).map(|it| it.poll_accept(cx));
+            polled.find(Poll::is_ready).unwrap_or(Poll::Pending)
+        });
+        match accepted.await {
             Ok(accepted) => return accepted,
             Err(error) if is_about_the_client(&error) => {}
             Err(error) => {

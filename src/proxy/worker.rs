@@ -37,11 +37,17 @@ use super::{
 };
 use crate::{
     clock,
-    state::{Published, Snapshot, TallyWriter, TrialsWriter, snapshot::Reader, spans::SpanSink},
+    state::{
+        Published, Snapshot, TallyWriter, TrialsWriter, snapshot::Reader, spans::SpanSink, trials,
+    },
 };
 
 /// How often idle upstream connections are looked through.
 const EVICTION: Duration = Duration::from_secs(1);
+
+/// How long silent connections are left open where nobody waits for this process to end: their clients may be about
+/// to say something.
+const NO_HURRY: Duration = Duration::from_secs(1);
 
 /// How long connections that are cut may take to notice.
 const LAST_MOMENT: Duration = Duration::from_millis(100);
@@ -84,14 +90,18 @@ pub enum Run {
     On,
     /// It drains: nothing new is accepted.
     Drain,
+    /// It drains; its listeners are left to who has passed them, and to whoever comes next.
+    Released,
+    /// It drains; a process that has come after it takes connections from its listeners already.
+    HandedOver,
     /// It ends at once: what is in flight is cut.
     Cut,
 }
 
 /// What a worker is made of, before it has its thread.
 pub struct Setup {
-    /// Its listening socket.
-    pub listener: StdListener,
+    /// Its listening sockets.
+    pub listeners: Vec<StdListener>,
     /// What it counts with.
     pub tally: TallyWriter,
     /// And tells the judge with.
@@ -157,6 +167,7 @@ impl Worker {
             self.retired.borrow_mut().push(Rc::clone(pool));
         }
         self.places.resize(kit.config.server.max_connections);
+        self.trials.set_horizon(horizon(&kit));
         self.kit.replace(Rc::clone(&kit));
         self.refitted.notify_one();
         kit
@@ -179,6 +190,7 @@ impl Worker {
             answers,
         };
         let kit = Kit::new(&published.load(), None, &makings);
+        trials.set_horizon(horizon(&kit));
         Rc::new(Worker {
             snapshot: published.reader(),
             kit: RefCell::new(Rc::new(kit)),
@@ -243,18 +255,18 @@ impl Worker {
     }
 
     /// Stops listening such that nobody who is connected loses a request by it.
-    async fn stop_listening(self: &Rc<Self>, listener: TcpListener, settled: Instant) {
-        match listener::begin_no_more(&listener) {
+    async fn stop_listening(self: &Rc<Self>, listeners: Vec<TcpListener>, settled: Instant) {
+        match listeners.iter().try_for_each(listener::begin_no_more) {
             Ok(()) => loop {
                 tokio::select! {
                     biased;
-                    accepted = listener::accept(&listener) => self.serve(accepted, None),
+                    accepted = listener::accept(&listeners) => self.serve(accepted, None),
                     () = sleep_until(settled.into()) => break,
                 }
             },
             Err(error) => debug!(%error, "connections may be lost where listening ends"),
         }
-        for accepted in listener::accept_waiting(listener) {
+        for accepted in listeners.into_iter().flat_map(listener::accept_waiting) {
             self.serve(accepted, None);
         }
     }
@@ -345,14 +357,15 @@ pub fn run(setup: Setup) -> io::Result<()> {
 
 async fn work(setup: Setup) -> io::Result<()> {
     let Setup {
-        listener,
+        listeners,
         tally,
         trials,
         shared,
         mut run,
     } = setup;
     let worker = Worker::new(shared, tally, trials);
-    let listener = TcpListener::from_std(listener)?;
+    let listeners: io::Result<Vec<_>> = listeners.into_iter().map(TcpListener::from_std).collect();
+    let listeners = listeners?;
     spawn_local(Rc::clone(&worker).check_deadlines());
     loop {
         let accepted = tokio::select! {
@@ -360,10 +373,12 @@ async fn work(setup: Setup) -> io::Result<()> {
             _ = run.wait_for(|run| *run != Run::On) => break,
             () = worker.refitted.notified() => {
                 let write_timeout = worker.kit().config.server.write_timeout;
-                listener::set_patience(&SockRef::from(&listener), write_timeout)?;
+                for listener in &listeners {
+                    listener::set_patience(&SockRef::from(listener), write_timeout)?;
+                }
                 continue;
             }
-            accepted = listener::accept(&listener) => accepted,
+            accepted = listener::accept(&listeners) => accepted,
         };
         // One connection has been accepted meanwhile; those behind it wait in the kernel's queue.
         let place = tokio::select! {
@@ -374,13 +389,22 @@ async fn work(setup: Setup) -> io::Result<()> {
     }
     let now = clock::now();
     let timeout = worker.kit().config.server.shutdown_timeout;
-    let settled = now + listener::SETTLING.min(timeout);
+    let how = *run.borrow();
+    let settling = match how {
+        Run::HandedOver => NO_HURRY,
+        Run::Released | Run::Drain | Run::Cut | Run::On => listener::SETTLING,
+    };
+    let settled = now + settling.min(timeout);
     // Responses say `Connection: close` from now on; the patience with silent connections counts from
     // when the last of them is there.
     worker.draining.set(Some(settled));
-    tokio::select! {
-        () = worker.stop_listening(listener, settled) => {}
-        _ = run.wait_for(|run| *run == Run::Cut) => {}
+    match how {
+        // What waits in their queues is for who has them.
+        Run::Released | Run::HandedOver => drop(listeners),
+        Run::Drain | Run::Cut | Run::On => tokio::select! {
+            () = worker.stop_listening(listeners, settled) => {}
+            _ = run.wait_for(|run| *run == Run::Cut) => {}
+        },
     }
     match worker.drain(now + timeout, &mut run).await {
         0 => info!("worker drained"),
@@ -391,6 +415,12 @@ async fn work(setup: Setup) -> io::Result<()> {
         ),
     }
     Ok(())
+}
+
+/// For how many ticks the judge waits for an answer.
+fn horizon(kit: &Kit) -> u64 {
+    // Main and canary share their client settings.
+    trials::horizon(kit.config.main.client.timeout)
 }
 
 fn every(tick: Duration) -> Interval {

@@ -453,6 +453,42 @@ impl Admission {
         }
     }
 
+    /// From now on no count rises; what is used, of which nothing but errors that were reserved may come back.
+    pub fn freeze(&self) -> Used {
+        self.lower_ceiling(Used::default())
+    }
+
+    /// Counts may rise again up to their limits.
+    pub fn unfreeze(&self) {
+        self.set_ceiling(Used {
+            requests: u64::MAX,
+            errors: u64::MAX,
+        });
+    }
+
+    /// There were so many more errors than was counted, or fewer.
+    pub fn correct_errors(&self, by: i64) {
+        let by = i32::try_from(by).unwrap_or(if by < 0 { i32::MIN } else { i32::MAX });
+        let _always_some = self.update_errors(|quota| {
+            Some(ErrorQuota {
+                errors: quota.errors.saturating_add_signed(by),
+                ..quota
+            })
+        });
+    }
+
+    /// What a process that comes after this one has to go on with.
+    pub fn to_restore(&self, used: Used, now: Duration) -> Restored {
+        let save = |target| {
+            let gate = self.gate(target)?;
+            Some(gate.with(|breaker| breaker.save(now)))
+        };
+        Restored {
+            used,
+            breakers: Target::ALL.map(save),
+        }
+    }
+
     /// How many requests were refused because of the ceiling alone.
     pub fn refused_by_ceiling(&self) -> u64 {
         self.counts.ceiling.refused.load(Ordering::Relaxed)

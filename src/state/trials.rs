@@ -43,7 +43,6 @@ pub fn horizon(timeout: Duration) -> u64 {
 #[repr(align(128))]
 pub struct Trials {
     slots: Box<[Slot]>,
-    horizon: u64,
     /// Nothing is written any more to ticks below.
     watermark: AtomicU64,
 }
@@ -82,6 +81,8 @@ pub struct TrialsWriter {
     /// How many requests of each tick have no answer, and how many have one that goes on.
     unanswered: Box<[Cell<u32>]>,
     answered: Box<[Cell<u32>]>,
+    /// For how many ticks answers are waited for.
+    horizon: Cell<u64>,
     /// The watermark, as this thread knows it.
     floor: Cell<u64>,
     /// The latest tick that it knows of.
@@ -111,7 +112,6 @@ impl Trials {
         let counts = || (0..room).map(|_| Cell::new(0)).collect();
         let trials = Arc::new(Trials {
             slots: (0..room).map(|_| Slot::new()).collect(),
-            horizon,
             watermark: AtomicU64::new(FIRST),
         });
         (
@@ -120,6 +120,7 @@ impl Trials {
                 seen,
                 unanswered: counts(),
                 answered: counts(),
+                horizon: Cell::new(horizon),
                 floor: Cell::new(FIRST),
                 newest: Cell::new(FIRST - 1),
                 one_thread: PhantomData,
@@ -255,11 +256,17 @@ impl TrialsWriter {
         }
     }
 
+    /// From now on answers are waited for so many ticks, but no more than there is room for.
+    pub fn set_horizon(&self, horizon: u64) {
+        let most = self.trials.slots.len() as u64 / 2;
+        self.horizon.set(horizon.min(most));
+    }
+
     /// Closes what can be closed: requests that are assigned from now on belong to `now` or later. To be called
     /// several times a second.
     pub fn close(&self, now: u64) {
         self.newest.set(now.max(self.newest.get()));
-        let oldest = now.saturating_sub(self.trials.horizon);
+        let oldest = now.saturating_sub(self.horizon.get());
         let oldest_body = now.saturating_sub(BODY_HORIZON);
         // Before a first request there may be many ticks: no more of them than have a place.
         let room = self.trials.slots.len() as u64;

@@ -8,7 +8,7 @@ use std::{
     mem,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::Duration,
@@ -20,6 +20,9 @@ const ROOM: usize = 16 << 20;
 const KEPT: usize = 64 << 10;
 /// How long the end waits for what there is to be written: whoever reads it may have stalled.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a pipe takes in one piece, whoever else writes to it (`PIPE_BUF`, pipe(7)).
+const ATOMIC: usize = 4096;
 
 /// Where lines are left. Cheap to clone; by default they go nowhere.
 #[derive(Clone, Default)]
@@ -37,6 +40,8 @@ struct Queue {
     /// Everything is written.
     ended: Condvar,
     dropped: AtomicU64,
+    /// Others write there too.
+    is_shared: AtomicBool,
 }
 
 #[derive(Default)]
@@ -66,6 +71,14 @@ impl Lines {
     pub fn write(&self, lines: &[u8]) {
         if let Some(queue) = &self.0 {
             queue.leave(lines);
+        }
+    }
+
+    /// Whether another process writes there too: then no line of one is to end up in a line of the other.
+    pub fn share(&self, with_another: bool) {
+        if let Some(queue) = &self.0 {
+            // Relaxed: what is being written at this moment is as it was.
+            queue.is_shared.store(with_another, Ordering::Relaxed);
         }
     }
 
@@ -110,7 +123,10 @@ impl Queue {
         let mut bytes = Vec::new();
         while self.take(&mut bytes) {
             // Who reads it has gone: there is nobody to tell, and there may be somebody again.
-            let _lost = to.write_all(&bytes).and_then(|()| to.flush());
+            let _lost = match self.is_shared.load(Ordering::Relaxed) {
+                false => to.write_all(&bytes).and_then(|()| to.flush()),
+                true => pieces(&bytes).try_for_each(|piece| to.write_all(piece)),
+            };
             bytes.clear();
             bytes.shrink_to(KEPT);
         }
@@ -137,6 +153,21 @@ impl Queue {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whole lines, as many in each piece as are written at once; a longer line is a piece of its own.
+fn pieces(lines: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut left = lines;
+    std::iter::from_fn(move || {
+        let whole = &left[..left.len().min(ATOMIC)];
+        let end = match memchr::memrchr(b'\n', whole) {
+            Some(end) => end,
+            None => memchr::memchr(b'\n', left).or(left.len().checked_sub(1))?,
+        };
+        let (piece, rest) = left.split_at(end + 1);
+        left = rest;
+        Some(piece)
+    })
 }
 
 impl Drop for Guard {
@@ -244,5 +275,24 @@ mod tests {
         begin(&lines);
         assert_eq!(lines.dropped(), 0);
         drop(guard);
+    }
+
+    #[test]
+    fn where_others_write_too_lines_are_written_in_pieces_that_stay_whole() {
+        let line = |length: usize, byte: u8| [vec![byte; length - 1], vec![b'\n']].concat();
+        let lines = [
+            line(4_000, b'a'),
+            line(96, b'b'),
+            line(1, b'c'),
+            line(9_000, b'd'),
+            line(10, b'e'),
+            line(4_087, b'f'),
+        ];
+        let all = lines.concat();
+        let lengths: Vec<usize> = pieces(&all).map(<[u8]>::len).collect();
+        assert_eq!(lengths, [4_096, 1, 9_000, 10, 4_087]);
+        assert_eq!(pieces(&all).collect::<Vec<_>>().concat(), all);
+        assert_eq!(pieces(b"").count(), 0);
+        assert_eq!(pieces(b"no end").collect::<Vec<_>>(), [b"no end"]);
     }
 }

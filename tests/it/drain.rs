@@ -26,7 +26,7 @@ const GRACE: Duration = Duration::from_millis(80);
 
 /// How a client goes about it.
 #[derive(Debug, Clone, Copy)]
-enum Manner {
+pub enum Manner {
     /// A connection for each request.
     Fresh,
     /// One after the other on a connection, until it is told that it closes.
@@ -39,22 +39,22 @@ enum Manner {
 
 /// What became of the requests of a client.
 #[derive(Debug, Default)]
-struct Story {
-    answered: usize,
+pub struct Story {
+    pub answered: usize,
     /// On a connection that had been idle for so long that the router had to close it some time.
-    crossed: usize,
-    lost: Vec<String>,
+    pub crossed: usize,
+    pub lost: Vec<String>,
 }
 
 /// A client that goes on until connections are refused, or the process is `gone`.
-async fn client(
+pub async fn client(
     manner: Manner,
     address: std::net::SocketAddr,
     answered: Arc<AtomicUsize>,
     mut gone: watch::Receiver<bool>,
 ) -> Story {
     let mut story = Story::default();
-    loop {
+    while !*gone.borrow() {
         // While the router stops listening the kernel lets SYNs be lost: that is as good as refused,
         // and it takes a second to find out.
         let connected = tokio::select! {
@@ -120,6 +120,7 @@ async fn client(
             idle_since = Some(clock::now());
         }
     }
+    story
 }
 
 /// The kernel reset connections that it had completed between the last accept and the close of a

@@ -66,6 +66,7 @@ mod sidecar;
 mod spans;
 mod split;
 mod state;
+mod succession;
 mod timeouts;
 mod tls;
 mod traces;

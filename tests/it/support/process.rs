@@ -108,6 +108,22 @@ impl Process {
         Process::spawn(command, folder, arguments)
     }
 
+    /// Has the shell start it in `folder` by this line, whose last argument is the program.
+    pub fn start_by_shell(
+        line: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+        folder: &Folder,
+    ) -> Process {
+        let mut command = Command::new("bash");
+        command
+            .args(["-c", line, "bash"])
+            .args(arguments)
+            .arg(BINARY);
+        command.envs(environment.iter().copied());
+        Process::spawn(command, folder, &[])
+    }
+
     /// Starts it in `folder`; nobody reads its stdout, the pipe is closed.
     pub fn start_unread(folder: &Folder, arguments: &[&str]) -> Process {
         let (_closed, stdout) = std::io::pipe().unwrap();
@@ -195,6 +211,11 @@ impl Process {
             stderr,
             stalled: None,
         }
+    }
+
+    /// Whether it has ended, though others may go on to write into its output.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// Its process id.

@@ -79,6 +79,11 @@ impl Program {
         .unwrap();
     }
 
+    /// Where it runs.
+    pub fn folder(&self) -> &std::path::Path {
+        &self.folder.0
+    }
+
     /// How many descriptors it has open.
     pub fn descriptors(&self) -> usize {
         self.descriptors_below(usize::MAX)
