@@ -51,8 +51,8 @@ pub fn serve(worker: &Rc<Worker>, socket: TcpStream, address: SocketAddr, place:
     let io = Io::Plain(Socket::Tcp(socket));
     let kit = worker.kit();
     let server = &kit.config.server;
-    let peer = Peer::new(address.ip(), &server.trusted_proxies, false);
-    if server.tls.is_some() || server.proxy_protocol && peer.trusted {
+    let peer = Peer::new(address.ip(), false);
+    if server.tls.is_some() || server.proxy_protocol && peer.is_within(&server.trusted_proxies) {
         let watch = Rc::new(Watch::new());
         let registration = Registration::new(worker, Arrived::Unknown(Rc::clone(&watch)));
         spawn_local(greeted(
@@ -102,10 +102,10 @@ async fn greeted(
 async fn greet(worker: &Worker, mut io: Io, mut peer: Peer) -> Option<(Io, Peer)> {
     let kit = worker.kit();
     let server = &kit.config.server;
-    if server.proxy_protocol && peer.trusted {
+    if server.proxy_protocol && peer.is_within(&server.trusted_proxies) {
         match proxy_protocol::read(&mut io).await {
             Ok(Some(client)) => {
-                peer = Peer::new(client.ip(), &server.trusted_proxies, false);
+                peer = Peer::new(client.ip(), false);
             }
             // A health check of the load balancer's own.
             Ok(None) => {}

@@ -35,8 +35,6 @@ pub struct Peer {
     pub address: IpAddr,
     /// The same, as `X-Forwarded-For` shows it.
     pub text: String,
-    /// Whether what it says about where its requests come from is believed.
-    pub trusted: bool,
     /// Whether it spoke TLS to us.
     pub secure: bool,
 }
@@ -52,6 +50,8 @@ pub struct Origin<'a> {
     pub host: Option<&'a [u8]>,
     /// The port that it asked for; never empty.
     pub port: &'a [u8],
+    /// Whether what its peer says of it is believed, if that says anything.
+    pub believed: bool,
 }
 
 /// What proxies said; `None` where they did not, or not clearly.
@@ -64,21 +64,27 @@ struct Told<'a> {
 }
 
 impl Peer {
-    /// At this address, and trusted if one of these networks has it.
-    pub fn new(address: IpAddr, trusted: &[IpNet], secure: bool) -> Peer {
+    /// At this address.
+    pub fn new(address: IpAddr, secure: bool) -> Peer {
         let address = address.to_canonical();
         Peer {
             address,
             text: address.to_string(),
-            trusted: is_within(address, trusted),
             secure,
         }
     }
 
-    /// Which fields of its requests are not passed on as they are. `Forwarded` is, of a trusted one,
+    /// Whether one of these networks has it. To be asked for each request: there may be others by now.
+    pub fn is_within(&self, trusted: &[IpNet]) -> bool {
+        is_within(self.address, trusted)
+    }
+}
+
+impl Origin<'_> {
+    /// Which fields of its request are not passed on as they are. `Forwarded` is, of one that is believed,
     /// without an element of ours.
     pub fn replaced(&self) -> KnownSet {
-        match self.trusted {
+        match self.believed {
             true => OURS,
             false => ALL,
         }
@@ -90,7 +96,8 @@ impl Peer {
 /// proxy that appends. What is missing is what `Forwarded` says, and then what is known otherwise: the
 /// peer's address and scheme, `Host`, its port, or the usual one of the scheme.
 pub fn origin<'a>(headers: &'a Fields, peer: &Peer, trusted: &[IpNet]) -> Origin<'a> {
-    let told = match peer.trusted && headers.has_any(ALL) {
+    let believed = headers.has_any(ALL) && peer.is_within(trusted);
+    let told = match believed {
         true => told(headers, peer, trusted),
         false => Told::default(),
     };
@@ -110,6 +117,7 @@ pub fn origin<'a>(headers: &'a Fields, peer: &Peer, trusted: &[IpNet]) -> Origin
             .port
             .or_else(|| port_of(host?))
             .unwrap_or_else(|| usual_port(proto)),
+        believed,
     }
 }
 

@@ -61,7 +61,7 @@ pub enum Part {
 impl Message<'_> {
     /// What of the client's fields is not passed on, because it is ours to say.
     pub fn ours(&self) -> KnownSet {
-        let ours = OURS.and(self.peer.replaced());
+        let ours = OURS.and(self.origin.replaced());
         let ours = match self.sidecar {
             None => ours,
             Some(_) => ours.with(Known::XCanaryBody),

@@ -59,6 +59,7 @@ mod others;
 mod peers;
 mod readme;
 mod reference;
+mod reload;
 mod replay;
 mod rollout;
 mod shutdown;
