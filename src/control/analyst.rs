@@ -149,6 +149,7 @@ fn targets(config: &Config) -> [String; Target::ALL.len()] {
 pub fn first_split(progress: &Progress) -> Split {
     Split {
         weight: progress.rollout.position.weight,
+        rolled_back: progress.rollout.position.phase == Phase::RolledBack,
         epoch: progress.rollout.epoch,
         tick: None,
         since: trials::FIRST,
@@ -382,6 +383,7 @@ impl Analyst {
         };
         Split {
             weight: position.weight,
+            rolled_back: position.phase == Phase::RolledBack,
             epoch: rollout.epoch,
             tick,
             // Where there is none, all that were are over, also for workers that have seen none of them: it

@@ -150,7 +150,7 @@ async fn route(
     };
 
     let (reason, trial) = match reason.is_eligible() {
-        true => draw(reason, kit, &head, &origin, client),
+        true => draw(reason, &snapshot, kit, &head, &origin, client),
         false => (reason, None),
     };
     let (admitted, permit) = admit(reason, &kit.admission);
@@ -182,6 +182,7 @@ async fn route(
 #[inline(never)] // It is not for every request, and would make the future of all of them larger.
 fn draw(
     reason: Reason,
+    began: &Snapshot,
     kit: &Kit,
     head: &RequestHead,
     origin: &Origin<'_>,
@@ -189,7 +190,12 @@ fn draw(
 ) -> (Reason, Option<(Arc<Snapshot>, Trial)>) {
     let worker = client.worker();
     let snapshot = worker.snapshot.current();
-    let split = snapshot.split;
+    let is_own = Arc::ptr_eq(&kit.config, &snapshot.config);
+    // What another configuration makes the weight is not for this request.
+    let split = match is_own || snapshot.split.rolled_back {
+        true => snapshot.split,
+        false => began.split,
+    };
     let sticky = kit.config.traffic.sticky.as_ref();
     let address = || shown(origin, client.peer());
     let lot = worker.lots.draw(split, sticky, head, address);
@@ -197,7 +203,7 @@ fn draw(
     let reason = reason.drawn(lot.target);
     // Where something stands before one of the targets, requests are missing there, and nothing can be compared.
     // And a request that began under another configuration may go to another service than the one that is judged.
-    let is_comparable = || kit.admission.is_clear() && Arc::ptr_eq(&kit.config, &snapshot.config);
+    let is_comparable = || is_own && kit.admission.is_clear();
     let tick = split.tick.filter(|_| is_comparable());
     let trial = tick.map(|tick| {
         let trial = Trial {

@@ -36,6 +36,8 @@ pub struct Snapshot {
 pub struct Split {
     /// The canary's share.
     pub weight: Weight,
+    /// The canary was rolled back: it gets nothing, by whatever a request has begun with.
+    pub rolled_back: bool,
     /// What was promised to clients in an earlier one holds no longer.
     pub epoch: u64,
     /// Where a rollout is under way: the tick that requests belong to which are assigned now.
@@ -53,6 +55,7 @@ impl Snapshot {
             admission,
             split: Split {
                 weight: config.traffic.weight,
+                rolled_back: false,
                 epoch: 0,
                 tick: None,
                 since: trials::FIRST,

@@ -13,6 +13,7 @@ const CLIENT: &str = "192.0.2.7";
 
 fn split(hundredths: u32) -> Split {
     Split {
+        rolled_back: false,
         weight: Weight::new(hundredths).unwrap(),
         epoch: 3,
         tick: None,

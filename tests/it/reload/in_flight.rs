@@ -27,6 +27,85 @@ async fn is_new(address: SocketAddr) {
     assert_eq!(get(address, "/b/x", "").await.text(), "new /base/x");
 }
 
+#[tokio::test]
+async fn a_request_whose_sidecar_has_not_answered_goes_on_by_what_it_began_with() {
+    let (sidecar, canary, main) = (
+        ByHand::start().await,
+        ByHand::start().await,
+        ByHand::start().await,
+    );
+    let (_new, after) = new_world().await;
+    let program = Program::start(json!({
+        "main-target": main.url(), "canary-target": format!("{}/old", canary.url()), "sidecar-url": sidecar.url(),
+        "trim-prefix": "/a", "canary-header-host": "old.example",
+        "proxy-client": {"to-sidecar": {"timeout": "15s"}},
+        "fallback": {"replay": "failures"}
+    }))
+    .await;
+    let mut clients = [
+        Client::connect(program.address).await,
+        Client::connect(program.address).await,
+    ];
+    let mut asked = Vec::new();
+    for client in &mut clients {
+        client.send(head("GET /a/b/x", "")).await;
+        let mut question = sidecar.accept().await;
+        question.request().await;
+        asked.push(question);
+    }
+    change(&program, after).await;
+    is_new(program.address).await;
+    for question in &mut asked {
+        question
+            .send("HTTP/1.1 200 X\r\ncontent-length: 0\r\n\r\n")
+            .await;
+    }
+    // The first one is answered by the old canary.
+    let mut services = Vec::new();
+    for _ in 0..2 {
+        let mut service = canary.accept().await;
+        let got = service.request().await;
+        assert_eq!(got.target(), "/old/b/x");
+        assert_eq!(got.header("host"), Some("old.example"));
+        services.push(service);
+    }
+    services[0].send(OK).await;
+    // The other one fails, and the old main has it then.
+    services.pop().unwrap().reset();
+    let mut again = main.accept().await;
+    assert_eq!(again.request().await.target(), "/b/x");
+    again.send(OK).await;
+    for client in &mut clients {
+        let response = client.response("GET").await.unwrap();
+        assert_eq!((response.status, &*response.text()), (200, "old"));
+        // And the next one on the same connection is a new one.
+        let next = client.roundtrip("GET", head("GET /b/y", "")).await;
+        assert_eq!(next.text(), "new /base/y");
+    }
+}
+
+#[tokio::test]
+async fn a_rollback_holds_for_a_request_of_an_earlier_configuration_too() {
+    let sidecar = ByHand::start().await;
+    let (main, canary) = (service("main").await, service("canary").await);
+    let program = Program::start(json!({
+        "main-target": main.url(), "canary-target": canary.url(), "sidecar-url": sidecar.url(),
+        "proxy-client": {"to-sidecar": {"timeout": "15s"}}
+    }))
+    .await;
+    let mut client = Client::connect(program.address).await;
+    client.send(head("GET /x", "")).await;
+    let mut asked = sidecar.accept().await;
+    asked.request().await;
+    change(&program, json!({"trim-prefix": "/x"})).await;
+    let (code, _) = admin(program.instrumentation, "POST", "/rollout/abort", "").await;
+    assert_eq!(code, 200);
+    asked
+        .send("HTTP/1.1 200 X\r\ncontent-length: 0\r\n\r\n")
+        .await;
+    assert_eq!(client.response("GET").await.unwrap().text(), "main /x");
+}
+
 /// Both ways and a tunnel, and longer than any timeout of the new configuration lets a request be.
 #[tokio::test]
 async fn uploads_downloads_and_tunnels_go_on() {
