@@ -404,17 +404,19 @@ impl Running {
         self.instrumentation_address
     }
 
-    /// Has the configuration read again. When it is in force, or the log says why it is not, this is over.
+    /// Has the configuration read again, whether or not the result is waited for. When it is in force, or the log says
+    /// why it is not, this is over.
     ///
     /// # Errors
     /// All stays as it was: what was read cannot be used, or a router that runs cannot do it.
-    pub async fn reload(&self) -> Result<(), String> {
+    pub fn reload(&self) -> impl Future<Output = Result<(), String>> + use<> {
         let (done, is_done) = oneshot::channel();
-        let gone = || "the router is ending".to_owned();
-        self.orders
-            .send(control::Order::Reload(done))
-            .map_err(|_| gone())?;
-        is_done.await.map_err(|_| gone())?
+        // Who is gone does not answer either.
+        let _gone = self.orders.send(control::Order::Reload(done));
+        async {
+            let gone = |_| "the router is ending".to_owned();
+            is_done.await.map_err(gone)?
+        }
     }
 
     /// Starts `program` to take the place of this process, and returns when it has: then this one takes no more

@@ -3,6 +3,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    pin::pin,
     process::ExitCode,
     time::Duration,
 };
@@ -19,6 +20,7 @@ use canary_router::{
     telemetry,
 };
 use clap::Parser;
+use futures_util::future::{Fuse, FutureExt};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{debug, error, info, warn};
@@ -87,7 +89,7 @@ fn run(file: &Path) -> Result<()> {
         // Before the first connection is taken: from then on a signal must find somebody who drains.
         let signals = Signals::new().context("cannot listen for signals")?;
         let source = file.to_owned();
-        let app = App::inherit(config)?.reloading(move || Config::load(&source));
+        let app = App::inherit(config)?.reloading(move || Config::load_again(&source));
         supervise(app.start()?, signals, program).await
     })
 }
@@ -104,10 +106,17 @@ async fn supervise(mut running: Running, mut signals: Signals, program: Program)
     tell_manager(&[NotifyState::Ready]);
     let mut corrections = running.corrections();
     telemetry::share_stdout(corrections.is_some());
+    // Who reads from a disk that hangs is not to hold up what else is said.
+    let mut reloading = pin!(Fuse::terminated());
     let successor = loop {
         let said = tokio::select! {
             ended = running.ended() => return gone(ended),
             said = signals.next() => said,
+            // The log says what has become of it.
+            _done = &mut reloading => {
+                tell_manager(&[NotifyState::Ready]);
+                continue;
+            }
             by = next_correction(&mut corrections) => {
                 match by {
                     Some(by) => running.correct(by),
@@ -122,9 +131,7 @@ async fn supervise(mut running: Running, mut signals: Signals, program: Program)
         match said {
             Said::Reread => {
                 tell_manager(&[NotifyState::Reloading]);
-                // The log says what has become of it.
-                drop(running.reload().await);
-                tell_manager(&[NotifyState::Ready]);
+                reloading.set(running.reload().fuse());
             }
             Said::Succeed => {
                 info!("SIGUSR2: starting the process that takes the place of this one");

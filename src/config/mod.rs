@@ -489,15 +489,26 @@ impl Config {
     /// # Errors
     /// Everything that keeps it from being used.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
-        let file = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
-            file: file.clone(),
-            problems: vec![Problem {
-                path: String::new(),
-                message: format!("cannot be read: {error}; name the file with -c FILE"),
-            }],
-        })?;
-        Config::parse(&file, &text)
+        match std::fs::read_to_string(path) {
+            Ok(text) => Config::parse(&path.display().to_string(), &text),
+            Err(error) => Err(unreadable(path, &error, "name the file with -c FILE")),
+        }
+    }
+
+    /// The same while a router runs, which waits for nobody: what is no file, such as a pipe, is refused.
+    ///
+    /// # Errors
+    /// Everything that keeps it from being used.
+    pub fn load_again(path: &Path) -> Result<Config, ConfigError> {
+        let refused = |why: &dyn fmt::Display| unreadable(path, why, "put the file back");
+        // Looked at before it is opened: opening a pipe waits for somebody to write.
+        match std::fs::metadata(path) {
+            Ok(found) if found.is_file() => {}
+            Ok(_) => return Err(refused(&"it is not a file")),
+            Err(error) => return Err(refused(&error)),
+        }
+        let text = std::fs::read_to_string(path).map_err(|error| refused(&error))?;
+        Config::parse(&path.display().to_string(), &text)
     }
 
     /// Judges the text of a file; `file` is how error messages name it. Files that the text names are
@@ -517,6 +528,16 @@ impl Config {
         Rules {
             sidecar: self.sidecar.is_some().then_some(self.sidecar_statuses),
         }
+    }
+}
+
+fn unreadable(path: &Path, why: &dyn fmt::Display, what_to_do: &str) -> ConfigError {
+    ConfigError {
+        file: path.display().to_string(),
+        problems: vec![Problem {
+            path: String::new(),
+            message: format!("cannot be read: {why}; {what_to_do}"),
+        }],
     }
 }
 

@@ -3,6 +3,8 @@
 //! With the real program: what is looked at is its file, its signals and its log too.
 
 mod in_flight;
+mod refused;
+mod upstreams;
 
 use std::net::SocketAddr;
 

@@ -72,11 +72,12 @@ impl Program {
     /// The same, with any text.
     pub fn write(&self, text: &str) {
         let new = self.folder.write("config.json.new", text);
-        std::fs::rename(
-            &new,
-            std::path::Path::new(&new).with_file_name("config.json"),
-        )
-        .unwrap();
+        std::fs::rename(new, self.path("config.json")).unwrap();
+    }
+
+    /// Where a file of its folder is.
+    pub fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.0.join(name)
     }
 
     /// Where it runs.
