@@ -6,7 +6,7 @@
 //! | module | what it is | may import |
 //! |---|---|---|
 //! | [`policy`] | what is decided: pure functions and values | the standard library |
-//! | [`config`] | the file, judged and right by construction | `policy`, `roots` |
+//! | [`config`] | file and environment, judged and right by construction | `policy`, `roots` |
 //! | [`state`] | what both planes share: snapshot, permits, tallies | `policy`, `config` |
 //! | [`proxy`] | the data plane: worker threads that forward requests | `state`, `policy`, `config`, `clock` |
 //! | [`control`] | the control plane: metrics, health, commands and the judge, on its own thread; state file and spans on theirs | `state`, `policy`, `config`, `clock` |

@@ -1,12 +1,7 @@
 //! The command line: reads the configuration, starts the router, passes signals on; or talks to a router that
 //! runs.
 
-use std::{
-    path::{Path, PathBuf},
-    pin::pin,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{path::PathBuf, pin::pin, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use canary_router::{
@@ -16,7 +11,7 @@ use canary_router::{
         succession::{Corrections, Program, Successor},
     },
     cli::{self, Verb},
-    config::Config,
+    config::Source,
     telemetry,
 };
 use clap::Parser;
@@ -43,9 +38,13 @@ const CORRECTIONS: Duration = Duration::from_millis(100);
     args_conflicts_with_subcommands = true
 )]
 struct Arguments {
-    /// The configuration file (JSON; config.template.json has every key with its default).
-    #[arg(short, long, value_name = "FILE", default_value = "config.json")]
-    config: PathBuf,
+    /// The configuration file [default: config.json]
+    ///
+    /// JSON; config.template.json has every key with its default. Each can be set from the environment too,
+    /// which wins: CANARY_ROUTER_CIRCUIT_BREAKER__ERROR_LIMIT_CANARY=5 is error-limit-canary in
+    /// circuit-breaker. With such a variable, and without -c, config.json need not be there.
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     verb: Option<Verb>,
 }
@@ -54,7 +53,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match &arguments.verb {
         Some(verb) => cli::run(verb).map_err(Into::into),
-        None => run(&arguments.config),
+        None => run(Source::new(arguments.config.as_deref())),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -69,13 +68,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(file: &Path) -> Result<()> {
+fn run(source: Source) -> Result<()> {
     // Before anybody puts another file there.
     let program = Program::of_this_process().context("cannot find the file of this program")?;
-    let config = Config::load(file)?;
+    let config = source.load()?;
     let _log_until_the_end = telemetry::init(config.log).context("cannot start the log")?;
     info!(version = VERSION, "canary-router starts");
-    info!(file = %file.display(), "configuration loaded");
+    info!(file = %source, "configuration loaded");
+    if !config.variables.is_empty() {
+        let variables = config.variables.join(" ");
+        info!(variables, "the environment sets keys");
+    }
     info!(
         config_json = config.effective.to_string().as_str(),
         "effective configuration"
@@ -88,8 +91,7 @@ fn run(file: &Path) -> Result<()> {
     runtime.block_on(async {
         // Before the first connection is taken: from then on a signal must find somebody who drains.
         let signals = Signals::new().context("cannot listen for signals")?;
-        let source = file.to_owned();
-        let app = App::inherit(config)?.reloading(move || Config::load_again(&source));
+        let app = App::inherit(config)?.reloading(move || source.load_again());
         supervise(app.start()?, signals, program).await
     })
 }

@@ -9,44 +9,66 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use serde_path_to_error::Segment;
 
-use super::{error::Problems, raw::Raw, words::nearest};
+use super::{environment::Environment, error::Problems, raw::Raw, words::nearest};
 
 /// Keys that are planned: who writes one did not misspell it.
-const NOT_YET: [(&str, &str); 1] = [(
+pub(super) const NOT_YET: [(&str, &str); 1] = [(
     "/state/redis",
     "is not in this version: keep the state of each instance in a file of its own with \"file\"",
 )];
 
 /// Sections that are off unless something is in them, and may say so.
-const OFF: [&str; 4] = [
+pub(super) const OFF: [&str; 4] = [
     "/traffic/sticky",
     "/sidecar/cache",
     "/router-server/tls",
     "/tracing",
 ];
 
-/// Reads the text; `None` only where it is not a JSON object at all.
-pub(super) fn read(text: &str, problems: &mut Problems) -> Option<Raw> {
+/// Every key that there is.
+pub(super) fn template() -> Value {
+    serde_json::to_value(Raw::every_key()).unwrap_or_default()
+}
+
+/// Reads the text, if there is one, and the environment over it; `None` only where the text is not a JSON
+/// object at all.
+pub(super) fn read(
+    text: Option<&str>,
+    environment: &Environment,
+    problems: &mut Problems,
+) -> Option<Raw> {
+    let template = template();
+    let mut value = match text {
+        Some(text) => object(text, problems)?,
+        None => Value::Object(Map::new()),
+    };
+    take_out_unknown_keys(&mut value, &template, "", problems);
+    environment.lay_over(&mut value, &template, problems);
+    // And from what the environment says in JSON.
+    take_out_unknown_keys(&mut value, &template, "", problems);
+    read_known_keys(value, problems)
+}
+
+fn object(text: &str, problems: &mut Problems) -> Option<Value> {
     // Editors on Windows put a byte order mark before the text.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let document = match serde_json::from_str::<Document>(text) {
-        Ok(document) => document,
-        Err(error) => {
-            problems.add("", format!("not valid JSON: {error}"));
-            return None;
-        }
-    };
-    for path in document.duplicates("") {
-        problems.add(path, "is written twice: keep one of them");
-    }
-    let mut value = document.into_value();
+    let value = document(text, "", problems).map_err(|why| problems.add("", why));
+    let value = value.ok()?;
     if !value.is_object() {
         problems.add("", "not a JSON object: start with config.template.json");
         return None;
     }
-    let template = serde_json::to_value(Raw::every_key()).unwrap_or_default();
-    take_out_unknown_keys(&mut value, &template, "", problems);
-    read_known_keys(value, problems)
+    Some(value)
+}
+
+/// Reads a document that stands at `path`, and notes what is written twice in it.
+pub(super) fn document(text: &str, path: &str, problems: &mut Problems) -> Result<Value, String> {
+    let document = serde_json::from_str::<Document>(text)
+        .map_err(|error| format!("not valid JSON: {error}"))?;
+    for path in document.duplicates(path) {
+        problems.add(path, "is written twice: keep one of them");
+    }
+    Ok(document.into_value())
 }
 
 fn take_out_unknown_keys(value: &mut Value, template: &Value, path: &str, problems: &mut Problems) {

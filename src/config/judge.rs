@@ -156,6 +156,7 @@ pub(super) fn judge(raw: Raw, file: &str, problems: &mut Problems) -> Option<Con
         tracing,
         state: set(&raw.state.file).map(|path| StateFile { path: path.into() }),
         speaks_http2,
+        variables: Vec::new(),
         effective: masked(&raw),
         file: file.to_owned(),
         watch: raw.reload.watch.0,

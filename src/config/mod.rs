@@ -1,10 +1,11 @@
 //! The configuration: read, judged and right by construction.
 //!
-//! [`Config::parse`] turns the text of a file into a [`Config`] or into *all* of its problems at
+//! [`Config::load`] turns a file and the environment into a [`Config`] or into *all* of their problems at
 //! once, each with its path and what to write instead. An unknown key is a problem: a misspelt
 //! limit that is silently off is the worst outcome of all. After this nothing needs checking again.
 
 mod breakers;
+mod environment;
 mod error;
 mod fallback;
 mod files;
@@ -15,6 +16,7 @@ mod raw;
 mod rollout;
 mod server;
 mod sidecar;
+mod source;
 mod telemetry;
 mod tls;
 mod traffic;
@@ -36,10 +38,12 @@ use serde_json::Value;
 
 pub use error::{ConfigError, Problem};
 pub use rollout::LONGEST_TIMEOUT;
+pub use source::Source;
 pub use tls::{ClientTls, ServerTls};
 
 use crate::policy::{self, FailureRule, Rules, SidecarStatuses, Weight, breaker};
-use error::Problems;
+use environment::Environment;
+use error::{ENVIRONMENT, Problems};
 
 /// A configuration that can be used.
 #[derive(Debug, Clone)]
@@ -79,6 +83,8 @@ pub struct Config {
     pub state: Option<StateFile>,
     /// Whether any upstream may be spoken to in HTTP/2.
     pub speaks_http2: bool,
+    /// The environment variables that set a key, by name.
+    pub variables: Vec<String>,
     /// The configuration in force, defaults included, secrets masked: for people.
     pub effective: Value,
     /// What it was read from, as error messages name it.
@@ -484,43 +490,21 @@ pub struct Endpoint {
 }
 
 impl Config {
-    /// Reads and judges a file.
+    /// Reads and judges a file, with the environment of this process over it: `CANARY_ROUTER_…` wins.
     ///
     /// # Errors
     /// Everything that keeps it from being used.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
-        match std::fs::read_to_string(path) {
-            Ok(text) => Config::parse(&path.display().to_string(), &text),
-            Err(error) => Err(unreadable(path, &error, "name the file with -c FILE")),
-        }
+        Source::File(path.to_owned()).load()
     }
 
-    /// The same while a router runs, which waits for nobody: what is no file, such as a pipe, is refused.
-    ///
-    /// # Errors
-    /// Everything that keeps it from being used.
-    pub fn load_again(path: &Path) -> Result<Config, ConfigError> {
-        let refused = |why: &dyn fmt::Display| unreadable(path, why, "put the file back");
-        // Looked at before it is opened: opening a pipe waits for somebody to write.
-        match std::fs::metadata(path) {
-            Ok(found) if found.is_file() => {}
-            Ok(_) => return Err(refused(&"it is not a file")),
-            Err(error) => return Err(refused(&error)),
-        }
-        let text = std::fs::read_to_string(path).map_err(|error| refused(&error))?;
-        Config::parse(&path.display().to_string(), &text)
-    }
-
-    /// Judges the text of a file; `file` is how error messages name it. Files that the text names are
-    /// read too; relative paths start at the working directory, like those on a command line.
+    /// Judges the text of a file by itself; `file` is how error messages name it. Files that the text names
+    /// are read too; relative paths start at the working directory, like those on a command line.
     ///
     /// # Errors
     /// Everything that keeps it from being used.
     pub fn parse(file: &str, text: &str) -> Result<Config, ConfigError> {
-        let mut problems = Problems::default();
-        let config = json::read(text, &mut problems)
-            .and_then(|raw| judge::judge(raw.with_defaults(), file, &mut problems));
-        problems.into_result(file, config)
+        judged(Some((file, text)), &Environment::default())
     }
 
     /// What decisions depend on.
@@ -531,14 +515,23 @@ impl Config {
     }
 }
 
-fn unreadable(path: &Path, why: &dyn fmt::Display, what_to_do: &str) -> ConfigError {
-    ConfigError {
-        file: path.display().to_string(),
-        problems: vec![Problem {
-            path: String::new(),
-            message: format!("cannot be read: {why}; {what_to_do}"),
-        }],
+/// A file by its name and its text, and the environment over it.
+fn judged(file: Option<(&str, &str)>, environment: &Environment) -> Result<Config, ConfigError> {
+    let name = file.map_or(ENVIRONMENT, |(name, _)| name);
+    let mut problems = Problems::default();
+    if file.is_none() {
+        // What is missing can only be missing there.
+        for (name, path) in environment::names(&json::template()) {
+            problems.is_from(&path, &name);
+        }
     }
+    let config = json::read(file.map(|(_, text)| text), environment, &mut problems)
+        .and_then(|raw| judge::judge(raw.with_defaults(), name, &mut problems))
+        .map(|config| Config {
+            variables: environment.in_force(&json::template()),
+            ..config
+        });
+    problems.into_result(name, config)
 }
 
 #[cfg(test)]

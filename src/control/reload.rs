@@ -131,6 +131,7 @@ fn fixed(old: &Config, new: &Config) -> Option<ConfigError> {
         .filter_map(|path| {
             let [was, is] = [old, new].map(|config| config.effective.pointer(path));
             (is_set(was) != is_set(is)).then(|| Problem {
+                variable: None,
                 path: (*path).to_owned(),
                 message: format!(
                     "cannot change while the router runs: it is {}, and would be {}; put it back, or start the \

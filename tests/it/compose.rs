@@ -137,9 +137,12 @@ async fn what_the_image_of_the_router_has_is_what_the_compose_file_wants() {
         panic!("{}", router["healthcheck"]);
     };
     assert!(image.contains(&format!("/usr/local/bin/{program}\n")));
-    let (command, config) = ("CMD [\"-c\", ", "/etc/canary-router/config.json");
-    assert!(image.contains(&format!("{command}\"{config}\"]")));
-    assert_eq!(mounts(router)[config], "./compose/config.json");
+    // What the router looks for where no file is named.
+    assert!(image.contains("\nWORKDIR /etc/canary-router\n") && !image.contains("\nCMD "));
+    assert_eq!(
+        mounts(router)["/etc/canary-router/config.json"],
+        "./compose/config.json"
+    );
     // A volume belongs to whom its folder in the image belongs to.
     let config: Value = serde_json::from_str(&sample("compose/config.json")).unwrap();
     let state = config["state"]["file"].as_str().unwrap();

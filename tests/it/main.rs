@@ -28,6 +28,7 @@ mod decisions;
 mod descriptors;
 mod desync;
 mod drain;
+mod environment;
 mod events;
 mod failures;
 mod fallback;
