@@ -130,8 +130,19 @@ fn read_known_keys(mut value: Value, problems: &mut Problems) -> Option<Raw> {
                 Segment::Enum { variant } => pointer(&path, variant),
                 Segment::Unknown => path,
             });
-        problems.add(path.clone(), error.into_inner().to_string());
+        problems.add(path.clone(), unquoted(error.into_inner().to_string()));
         take_out(&mut value, &path)?;
+    }
+}
+
+/// serde shows the text that stands where a section should be, and who mixes the two up may have written
+/// his secret there.
+fn unquoted(message: String) -> String {
+    match message.rsplit_once(", expected ") {
+        Some((found, expected)) if found.starts_with("invalid type: string ") => {
+            format!("invalid type: string, expected {expected}")
+        }
+        _ => message,
     }
 }
 

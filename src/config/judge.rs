@@ -18,7 +18,7 @@ use super::{
     telemetry::{log, tracing},
     tls::{client_tls, refuse_without_tls},
     traffic::{traffic, trusted_overrides},
-    url::{is_https, masked_url, parse_url},
+    url::{is_https, masked_text, masked_url, parse_url},
     values::{Size, Span},
     words::{unknown, word},
 };
@@ -207,8 +207,9 @@ fn upstream(
                     problems.add(
                         format!("/{name}-header-host"),
                         format!(
-                            "not a host name with an optional port: {host:?}; \
-                                 write it as \"service.example\" or \"service.example:8080\""
+                            "not a host name with an optional port: {:?}; \
+                                 write it as \"service.example\" or \"service.example:8080\"",
+                            masked_text(host)
                         ),
                     );
                     return None;

@@ -95,8 +95,8 @@ pub struct Config {
     pub named_files: Vec<PathBuf>,
 }
 
-/// One service that we send requests to, and how.
-#[derive(Debug, Clone)]
+/// One service that we send requests to, and how. `Debug` does not show the query, where keys for APIs live.
+#[derive(Clone)]
 pub struct Upstream {
     /// Whether it speaks TLS.
     pub tls: bool,
@@ -474,8 +474,8 @@ pub struct Tracing {
     pub service_name: String,
 }
 
-/// `tracing.endpoint`: a collector that takes OTLP over HTTP.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// `tracing.endpoint`: a collector that takes OTLP over HTTP. `Debug` does not show the query.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// Whether it speaks TLS.
     pub tls: bool,

@@ -17,8 +17,8 @@ use super::{
     values::{Count, Counts, Decimal, Flag, Percent, Port, Secret, Size, Span, Texts},
 };
 
-/// The whole file.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+/// The whole file. There is no `Debug`: a URL may have a secret in it.
+#[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default, expecting = "an object")]
 pub struct Raw {
     pub main_target: Option<String>,
@@ -284,7 +284,7 @@ pub struct Log {
     pub debug_response_body: Flag,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default, expecting = "an object")]
 pub struct Tracing {
     /// Absent is forgotten, and empty is off.

@@ -1,6 +1,6 @@
 //! The URLs of services, as the file has them.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use http::{HeaderValue, Uri, uri::PathAndQuery};
 
@@ -24,7 +24,7 @@ pub(super) fn parse_url(
         None => read_tcp(url),
     };
     let target = read
-        .map_err(|why| problems.add(path, format!("{why}: {:?}", masked_url(url))))
+        .map_err(|why| problems.add(path, format!("{why}: {:?}", masked_text(url))))
         .ok()?;
     Some(Upstream {
         tls: target.tls,
@@ -58,7 +58,7 @@ const SPANS: &str = "/v1/traces";
 /// Reads the base URL of a collector: `http[s]://host[:port][/base/path][?query]`.
 pub(super) fn parse_endpoint(path: &str, url: &str, problems: &mut Problems) -> Option<Endpoint> {
     read_endpoint(url)
-        .map_err(|why| problems.add(path, format!("{why}: {:?}", masked_url(url))))
+        .map_err(|why| problems.add(path, format!("{why}: {:?}", masked_text(url))))
         .ok()
 }
 
@@ -218,6 +218,42 @@ pub(super) fn masked_url(url: &str) -> String {
     match url[start..end].rfind('@') {
         Some(at) => format!("{}***{}{query}", &url[..start], &url[start + at..]),
         None => format!("{url}{query}"),
+    }
+}
+
+/// The same of what is no URL: all that could be credentials is not shown.
+pub(super) fn masked_text(text: &str) -> String {
+    let masked = masked_url(text);
+    let start = masked.find("://").map_or(0, |at| at + 3);
+    match masked[start..].rfind('@') {
+        Some(at) => format!("{}***{}", &masked[..start], &masked[start + at..]),
+        None => masked,
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream")
+            .field("tls", &self.tls)
+            .field("address", &self.address)
+            .field("host_header", &self.host_header)
+            .field("base_path", &self.base_path)
+            .field("query", &self.query.as_ref().map(|_| "***"))
+            .field("client", &self.client)
+            .field("client_tls", &self.client_tls)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("tls", &self.tls)
+            .field("host", &self.host)
+            .field("port", &self.port)
+            .field("host_header", &self.host_header)
+            .field("path", &masked_url(self.path.as_str()))
+            .finish()
     }
 }
 

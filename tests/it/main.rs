@@ -63,6 +63,7 @@ mod reference;
 mod reload;
 mod replay;
 mod rollout;
+mod secrets;
 mod shutdown;
 mod sidecar;
 mod spans;
