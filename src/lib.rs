@@ -12,6 +12,7 @@
 //! | [`control`] | the control plane: metrics, health, commands and the judge, on its own thread; state file and spans on theirs | `state`, `policy`, `config`, `clock` |
 //! | [`app`] | puts it together, starts and stops it | all |
 //! | [`cli`] | the command line of a router that runs: a client of the instrumentation port | `VERSION` |
+//! | [`offline`] | the commands that need no router | `config` |
 //! | [`clock`] | the only place that reads time | the standard library |
 //! | [`causes`], [`uuid`], [`roots`] | an error with all that caused it; random names; the system's CAs | none of ours |
 //! | [`telemetry`] | log lines | `config`, `clock` |
@@ -40,6 +41,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod offline;
 pub mod policy;
 pub mod proxy;
 pub mod roots;

@@ -12,9 +12,10 @@ use canary_router::{
     },
     cli::{self, Verb},
     config::Source,
+    offline::{self, Offline},
     telemetry,
 };
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use futures_util::future::{Fuse, FutureExt};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -28,7 +29,7 @@ const CORRECTIONS: Duration = Duration::from_millis(100);
 
 /// A canary reverse proxy: decides per request between the old and the new version of a service.
 ///
-/// Without a command it is the router. The commands talk to a router that runs, through its
+/// Without a command it is the router. All commands but check talk to a router that runs, through its
 /// instrumentation port.
 #[derive(Parser)]
 #[command(
@@ -46,13 +47,22 @@ struct Arguments {
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
-    verb: Option<Verb>,
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Running(Verb),
+    #[command(flatten)]
+    Offline(Offline),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let done = match &arguments.verb {
-        Some(verb) => cli::run(verb).map_err(Into::into),
+    let done = match &arguments.command {
+        Some(Command::Running(verb)) => cli::run(verb).map_err(Into::into),
+        Some(Command::Offline(command)) => offline::run(command).map_err(Into::into),
         None => run(Source::new(arguments.config.as_deref())),
     };
     match done {

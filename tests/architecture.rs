@@ -50,6 +50,11 @@ const HOUSE: &[Room] = &[
         why: "it talks to routers of other versions: what it knows of one is what that one answers",
     },
     Room {
+        name: "offline",
+        may_use: &["config"],
+        why: "what needs no router knows of none",
+    },
+    Room {
         name: "clock",
         may_use: &[],
         why: "it is used by all",
@@ -125,6 +130,11 @@ const BANNED: &[(&str, &[&str], &str)] = &[
         "proxy",
         &["prometheus"],
         "the data plane never touches the metrics registry: it counts in its tally",
+    ),
+    (
+        "offline",
+        &["tokio", "hyper", "std::net", "tracing", "std::thread"],
+        "it looks at a configuration and touches nothing: it runs beside a router, and before one",
     ),
     (
         "cli/view",

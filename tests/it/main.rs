@@ -18,6 +18,7 @@ mod bodies;
 mod breaker;
 mod cache;
 mod certificates;
+mod check;
 mod cli;
 mod command_line;
 mod compose;

@@ -141,6 +141,31 @@ fn no_secret_is_in_what_is_printed_of_a_configuration() {
     }
 }
 
+#[tokio::test]
+async fn no_secret_is_in_what_check_says() {
+    for (path, texts) in SECRETS {
+        for text in texts {
+            let folder = Folder::new();
+            folder.write(
+                "file.json",
+                with(minimal(), path, (*text).into()).to_string(),
+            );
+            folder.write("config.json", minimal().to_string());
+            let variable = variable(path);
+            for (environment, arguments) in [
+                (vec![], &["check", "-c", "file.json"][..]),
+                (vec![(&*variable, *text)], &["check"][..]),
+            ] {
+                let mut process = Process::start_with_environment(&environment, &folder, arguments);
+                process.ended().await;
+                let said = [process.stdout(), process.stderr()].concat().join("\n");
+                assert!(said.contains(path.rsplit('/').next().unwrap()), "{said}");
+                assert!(!said.contains("s3cret"), "{said}");
+            }
+        }
+    }
+}
+
 /// So that a key which comes to be a secret is in `SECRETS`, and can be in a file.
 #[test]
 fn every_other_text_is_shown_and_every_secret_can_be_in_a_file() {
