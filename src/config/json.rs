@@ -81,6 +81,12 @@ fn take_out_unknown_keys(value: &mut Value, template: &Value, path: &str, proble
             }
             return;
         }
+        // serde would take its items for the keys, in their order.
+        (list @ Value::Array(_), Value::Object(_)) => {
+            *list = Value::Object(Map::new());
+            problems.add(path, "invalid type: list, expected an object");
+            return;
+        }
         _ => return,
     };
     // Null is how some generators write "not set".

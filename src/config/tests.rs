@@ -445,6 +445,33 @@ fn null_and_empty_are_absent() {
     assert_eq!(config.log.level, Level::Info);
 }
 
+/// `"circuit-breaker": []` was a section without limits, and `"state": ["x"]` one with a file: serde takes what
+/// stands in a list for the keys in their order.
+#[test]
+fn a_list_is_no_section() {
+    let mut sections = places();
+    sections.retain(|path| template_at(path).is_object());
+    assert!(sections.len() > 15 && sections.contains(&"/circuit-breaker/main".to_owned()));
+    for path in sections {
+        for list in [json!([]), json!(["x"]), json!([5, "10m"])] {
+            let mut file = serde_json::to_value(Raw::every_key()).unwrap();
+            *file.pointer_mut(&path).unwrap() = list;
+            refused(file, &path, "an object");
+        }
+    }
+    let steps = json!({"steps": [{"weight": 5, "for": "10m"}, [50, "10m"]]});
+    refused(
+        with(json!({"instrumentation": {}, "rollout": steps})),
+        "/rollout/steps/1",
+        "an object",
+    );
+}
+
+fn template_at(path: &str) -> Value {
+    let template = serde_json::to_value(Raw::every_key()).unwrap();
+    template.pointer(path).unwrap().clone()
+}
+
 #[test]
 fn the_effective_config_shows_no_secret() {
     let config = read(with(
