@@ -29,8 +29,8 @@ const CORRECTIONS: Duration = Duration::from_millis(100);
 
 /// A canary reverse proxy: decides per request between the old and the new version of a service.
 ///
-/// Without a command it is the router. All commands but check talk to a router that runs, through its
-/// instrumentation port.
+/// Without a command it is the router. All commands but check and schema talk to a router that runs,
+/// through its instrumentation port.
 #[derive(Parser)]
 #[command(
     name = "canary-router",

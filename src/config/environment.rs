@@ -73,7 +73,7 @@ impl Environment {
                 Some(Key { path, template }) => match template {
                     Value::Object(keys) => match is_off(path, text) {
                         true => put(file, path, None),
-                        false => problems.add_of_variable(name, path, no_section(name, keys)),
+                        false => problems.add_of_variable(name, path, no_section(path, keys)),
                     },
                     template => {
                         problems.is_from(path, name);
@@ -140,19 +140,22 @@ fn put(file: &mut Value, path: &str, value: Option<Value>) {
 
 /// The keys and sections of the template, by their names here.
 fn keys(template: &Value) -> BTreeMap<String, Key<'_>> {
-    fn collect<'a>(section: &'a Value, at: (&str, &str), keys: &mut BTreeMap<String, Key<'a>>) {
+    fn collect<'a>(section: &'a Value, path: &str, keys: &mut BTreeMap<String, Key<'a>>) {
         for (key, template) in section.as_object().into_iter().flatten() {
-            let (name, path) = at;
-            let separator = if path.is_empty() { "" } else { "__" };
-            let name = format!("{name}{separator}{}", key.to_uppercase().replace('-', "_"));
             let path = format!("{path}/{key}");
-            collect(template, (&name, &path), keys);
-            keys.insert(name, Key { path, template });
+            collect(template, &path, keys);
+            keys.insert(name(&path), Key { path, template });
         }
     }
     let mut found = BTreeMap::new();
-    collect(template, (PREFIX, ""), &mut found);
+    collect(template, "", &mut found);
     found
+}
+
+/// The variable of the key at this path.
+pub(super) fn name(path: &str) -> String {
+    let path = path.trim_start_matches('/').replace('/', "__");
+    format!("{PREFIX}{}", path.replace('-', "_").to_uppercase())
 }
 
 /// The names of all keys, with their paths.
@@ -175,10 +178,10 @@ fn is_off(path: &str, text: Option<&str>) -> bool {
     text.is_some_and(|text| text.trim() == "off") && OFF.contains(&path)
 }
 
-fn no_section(name: &str, keys: &Map<String, Value>) -> String {
+fn no_section(path: &str, keys: &Map<String, Value>) -> String {
     let key = keys.keys().next().map_or("", |key| key);
-    let key = key.to_uppercase().replace('-', "_");
-    format!("is a section: set its keys one by one, such as {name}__{key}")
+    let key = name(&format!("{path}/{key}"));
+    format!("is a section: set its keys one by one, such as {key}")
 }
 
 fn is_of_others(name: &str, value: &str) -> bool {

@@ -3,7 +3,7 @@
 //! serde stops at the first value that does not fit. So what does not fit is noted, taken out, and
 //! the rest read again: a file has as many rounds as it has mistakes.
 
-use std::fmt;
+use std::{fmt, sync::LazyLock};
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
@@ -26,8 +26,10 @@ pub(super) const OFF: [&str; 4] = [
 ];
 
 /// Every key that there is.
-pub(super) fn template() -> Value {
-    serde_json::to_value(Raw::every_key()).unwrap_or_default()
+pub(super) fn template() -> &'static Value {
+    static TEMPLATE: LazyLock<Value> =
+        LazyLock::new(|| serde_json::to_value(Raw::every_key()).unwrap_or_default());
+    &TEMPLATE
 }
 
 /// Reads the text, if there is one, and the environment over it; `None` only where the text is not a JSON
@@ -42,10 +44,10 @@ pub(super) fn read(
         Some(text) => object(text, problems)?,
         None => Value::Object(Map::new()),
     };
-    take_out_unknown_keys(&mut value, &template, "", problems);
-    environment.lay_over(&mut value, &template, problems);
+    take_out_unknown_keys(&mut value, template, "", problems);
+    environment.lay_over(&mut value, template, problems);
     // And from what the environment says in JSON.
-    take_out_unknown_keys(&mut value, &template, "", problems);
+    take_out_unknown_keys(&mut value, template, "", problems);
     read_known_keys(value, problems)
 }
 
@@ -53,12 +55,16 @@ fn object(text: &str, problems: &mut Problems) -> Option<Value> {
     // Editors on Windows put a byte order mark before the text.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let value = document(text, "", problems).map_err(|why| problems.add("", why));
-    let value = value.ok()?;
-    if !value.is_object() {
+    let Value::Object(mut object) = value.ok()? else {
         problems.add("", "not a JSON object: start with config.template.json");
         return None;
+    };
+    // Where the schema is, for editors. It is no key: there is nothing to set.
+    match object.shift_remove("$schema") {
+        None | Some(Value::String(_) | Value::Null) => {}
+        Some(_) => problems.add("/$schema", "expected a string in quotes: it is for editors"),
     }
-    Some(value)
+    Some(Value::Object(object))
 }
 
 /// Reads a document that stands at `path`, and notes what is written twice in it.

@@ -14,6 +14,7 @@ mod json;
 mod judge;
 mod raw;
 mod rollout;
+mod schema;
 mod server;
 mod sidecar;
 mod source;
@@ -38,6 +39,7 @@ use serde_json::Value;
 
 pub use error::{ConfigError, Problem};
 pub use rollout::LONGEST_TIMEOUT;
+pub use schema::{reference, schema};
 pub use source::Source;
 pub use tls::{ClientTls, ServerTls};
 
@@ -521,14 +523,14 @@ fn judged(file: Option<(&str, &str)>, environment: &Environment) -> Result<Confi
     let mut problems = Problems::default();
     if file.is_none() {
         // What is missing can only be missing there.
-        for (name, path) in environment::names(&json::template()) {
+        for (name, path) in environment::names(json::template()) {
             problems.is_from(&path, &name);
         }
     }
     let config = json::read(file.map(|(_, text)| text), environment, &mut problems)
         .and_then(|raw| judge::judge(raw.with_defaults(), name, &mut problems))
         .map(|config| Config {
-            variables: environment.in_force(&json::template()),
+            variables: environment.in_force(json::template()),
             ..config
         });
     problems.into_result(name, config)

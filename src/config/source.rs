@@ -32,7 +32,7 @@ impl Source {
             || fs::symlink_metadata(file).is_err_and(|error| error.kind() == ErrorKind::NotFound);
         let has_a_key = || {
             !Environment::new(env::vars_os())
-                .in_force(&template())
+                .in_force(template())
                 .is_empty()
         };
         match named.is_none() && is_absent() && has_a_key() {

@@ -1736,6 +1736,20 @@ fn places() -> Vec<String> {
 }
 
 #[test]
+fn where_the_schema_is_may_stand_first_and_is_no_key() {
+    for place in [json!("./config.schema.json"), json!(""), json!(null)] {
+        let config = read(with(json!({ "$schema": place })));
+        assert_eq!(config.effective.get("$schema"), None);
+    }
+    refused(with(json!({"$schema": 5})), "/$schema", "a string");
+    refused(
+        with(json!({"log": {"$schema": "x"}})),
+        "/log/$schema",
+        "unknown key",
+    );
+}
+
+#[test]
 fn what_is_off_may_say_so() {
     let mut file = minimal();
     file["traffic"] = json!({"sticky": "off"});

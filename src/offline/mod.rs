@@ -1,4 +1,4 @@
-//! The commands that need no router: whether a configuration can be used.
+//! The commands that need no router: whether a configuration can be used, and what can be in one.
 //!
 //! They read files and the environment, and print. They bind nothing, connect to nobody and leave nothing
 //! behind.
@@ -10,7 +10,7 @@ use std::{
 
 use clap::Subcommand;
 
-use crate::config::{ConfigError, Source};
+use crate::config::{self, ConfigError, Source};
 
 /// What can be asked without a router.
 #[derive(Debug, Subcommand)]
@@ -23,6 +23,15 @@ pub enum Offline {
         /// The configuration file [default: config.json]
         #[arg(short, long, value_name = "FILE")]
         config: Option<PathBuf>,
+    },
+    /// Print the JSON Schema of the configuration file
+    ///
+    /// Editors complete and check the file by it: canary-router schema >config.schema.json, and in the file,
+    /// first, "$schema": "./config.schema.json".
+    Schema {
+        /// Print the reference of all keys instead, in Markdown
+        #[arg(long)]
+        markdown: bool,
     },
 }
 
@@ -47,6 +56,8 @@ pub fn run(command: &Offline) -> Result<(), Error> {
             let config = Source::new(config.as_deref()).load()?;
             format!("{:#}\n", config.effective)
         }
+        Offline::Schema { markdown: false } => format!("{:#}\n", config::schema()),
+        Offline::Schema { markdown: true } => config::reference(),
     };
     print(&text)
 }

@@ -64,6 +64,7 @@ mod reference;
 mod reload;
 mod replay;
 mod rollout;
+mod schema;
 mod secrets;
 mod shutdown;
 mod sidecar;

@@ -12,7 +12,7 @@ const MINIMAL: [(&str, &str); 4] = [
     ("CANARY_ROUTER_ROUTER_SERVER__PORT", "1345"),
 ];
 
-fn template() -> Value {
+fn template() -> &'static Value {
     super::super::json::template()
 }
 
@@ -103,7 +103,7 @@ fn a_text_is_the_same_in_the_file_and_in_the_environment() {
             .pointer(path)
             .is_some_and(|value| !value.is_array())
     };
-    for (name, path) in names(&template)
+    for (name, path) in names(template)
         .into_iter()
         .filter(|(_, path)| is_text(path))
     {
