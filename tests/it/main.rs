@@ -58,6 +58,7 @@ mod metrics;
 mod observability;
 mod origin;
 mod others;
+mod packaging;
 mod peers;
 mod readme;
 mod reference;

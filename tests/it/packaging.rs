@@ -1,0 +1,207 @@
+//! What is installed: units that systemd takes, and a configuration to begin with.
+
+use std::{
+    fs,
+    process::{Command, Output},
+};
+
+use canary_router::config::Config;
+use serde_json::{Value, json};
+
+use crate::{
+    peers::{Scratch, run},
+    support::*,
+};
+
+const HERE: &str = env!("CARGO_MANIFEST_DIR");
+const BINARY: &str = env!("CARGO_BIN_EXE_canary-router");
+/// Where it is when it is installed, and where its configuration is.
+const INSTALLED: &str = "/usr/bin/canary-router";
+const CONFIG: &str = "/etc/canary-router/config.json";
+const UNITS: [&str; 3] = [
+    "canary-router.service",
+    "canary-router.socket",
+    "canary-router-instrumentation.socket",
+];
+
+fn shipped(file: &str) -> String {
+    let path = format!("{HERE}/packaging/{file}");
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn unit(name: &str) -> String {
+    shipped(&format!("systemd/{name}"))
+}
+
+/// What a unit says of a key, each time that it does.
+fn settings<'a>(unit: &'a str, key: &str) -> Vec<&'a str> {
+    let lines = unit.lines().filter_map(|line| line.split_once('='));
+    lines
+        .filter(|(name, _)| *name == key)
+        .map(|(_, value)| value)
+        .collect()
+}
+
+#[track_caller]
+fn setting<'a>(unit: &'a str, key: &str) -> &'a str {
+    let [value] = *settings(unit, key) else {
+        panic!("{key} stands there other than once");
+    };
+    value
+}
+
+fn config() -> Value {
+    serde_json::from_str(&shipped("debian/config.json")).unwrap()
+}
+
+// ---- the units
+
+async fn systemd_analyze(arguments: &[&str], units: &[String]) -> Output {
+    let mut command = Command::new("systemd-analyze");
+    command.args(arguments).arg("--no-pager").args(units);
+    run(command, "systemd", Vec::new()).await
+}
+
+/// The units as they would be with this build at its place.
+fn installed(scratch: &Scratch) -> Vec<String> {
+    let write = |name: &&str| {
+        let path = scratch.path(name);
+        fs::write(&path, unit(name).replace(INSTALLED, BINARY)).unwrap();
+        path
+    };
+    UNITS.iter().map(write).collect()
+}
+
+#[tokio::test]
+async fn systemd_has_nothing_to_say_against_the_units() {
+    let scratch = Scratch::new();
+    let units = installed(&scratch);
+    let arguments = ["verify", "--man=no", "--recursive-errors=no"];
+    let output = systemd_analyze(&arguments, &units).await;
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+
+    // And would have: a key that it does not know.
+    fs::write(&units[0], unit(UNITS[0]).replace("UMask=", "UMsak=")).unwrap();
+    let output = systemd_analyze(&arguments, &units).await;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("UMsak"), "{output:?}");
+}
+
+#[tokio::test]
+async fn the_service_is_shut_in_as_far_as_a_proxy_can_be() {
+    let scratch = Scratch::new();
+    let units = installed(&scratch);
+    // In tenths; 100 is a service without any protection. 1.4 as long as it may open sockets and read /proc/stat.
+    let arguments = ["security", "--offline=true", "--threshold=15"];
+    let output = systemd_analyze(&arguments, &units[..1]).await;
+    assert!(output.status.success(), "{output:?}");
+    // And not, if it were root.
+    fs::write(&units[0], unit(UNITS[0]).replace("\nUser=", "\n#")).unwrap();
+    let output = systemd_analyze(&arguments, &units[..1]).await;
+    assert!(!output.status.success(), "{output:?}");
+}
+
+/// The commands of the service, and what they say here.
+#[tokio::test]
+async fn what_the_service_runs_is_what_the_program_understands() {
+    let service = unit(UNITS[0]);
+    let scratch = Scratch::new();
+    let file = scratch.path("config.json");
+    fs::write(&file, shipped("debian/config.json")).unwrap();
+    let checks = [
+        settings(&service, "ExecStartPre"),
+        settings(&service, "ExecReload"),
+    ];
+    let mut ours = 0;
+    for check in checks.concat() {
+        let mut words = check.split(' ');
+        let program = words.next().unwrap();
+        if program != INSTALLED {
+            assert_eq!(check, "/bin/kill -HUP $MAINPID");
+            continue;
+        }
+        ours += 1;
+        let arguments: Vec<&str> = words.collect();
+        assert!(arguments.contains(&CONFIG), "{check}");
+        let check = |file: String| {
+            let mut command = Command::new(BINARY);
+            command.args(arguments.iter().map(|word| word.replace(CONFIG, &file)));
+            run(command, "nothing", Vec::new())
+        };
+        let output = check(file.clone()).await;
+        assert!(output.status.success(), "{output:?}");
+        // What is wrong ends a start, and a reload, before it has begun.
+        let output = check(scratch.path("nothing.json")).await;
+        assert!(!output.status.success(), "{output:?}");
+    }
+    assert_eq!(ours, 2);
+
+    assert_eq!(
+        setting(&service, "ExecStart"),
+        format!("{INSTALLED} -c {CONFIG}")
+    );
+}
+
+#[test]
+fn the_service_gives_a_drain_its_time() {
+    let service = unit(UNITS[0]);
+    let stop = setting(&service, "TimeoutStopSec");
+    let stop: u64 = stop.strip_suffix('s').unwrap().parse().unwrap();
+    let template = fs::read_to_string(format!("{HERE}/config.template.json")).unwrap();
+    let template: Value = serde_json::from_str(&template).unwrap();
+    let drain = template["router-server"]["shutdown-timeout"]
+        .as_u64()
+        .unwrap();
+    // The spans have two seconds, the state as long as the disk takes.
+    assert!(drain + 10 <= stop, "{drain} {stop}");
+    assert_eq!(setting(&service, "KillMode"), "mixed");
+}
+
+/// The contract between them: the router knows its sockets by these names, and insists on the port.
+#[test]
+fn the_sockets_are_those_that_the_packaged_configuration_asks_for() {
+    let config = config();
+    for (file, name, section) in [
+        (UNITS[1], "proxy", "router-server"),
+        (UNITS[2], "instrumentation", "instrumentation"),
+    ] {
+        let unit = unit(file);
+        assert_eq!(setting(&unit, "FileDescriptorName"), name);
+        let listen = &config[section];
+        let address = format!("{}:{}", listen["host"].as_str().unwrap(), listen["port"]);
+        assert_eq!(setting(&unit, "ListenStream"), address);
+        let service = file.replace(".socket", ".service");
+        assert!(
+            service == UNITS[0] || setting(&unit, "Service") == UNITS[0],
+            "{file} starts {service}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_packaged_configuration_starts_and_says_what_to_change() {
+    Config::parse("config.json", &config().to_string()).unwrap();
+    let folder = setting(&unit(UNITS[0]), "StateDirectory").to_owned();
+    let state = config()["state"]["file"].clone();
+    assert_eq!(state, format!("/var/lib/{folder}/state.json"));
+
+    let scratch = Scratch::new();
+    let mut file = config();
+    // Nobody is there, as on a machine on which it has just been installed.
+    let nobody = [Port::reserve(), Port::reserve()];
+    merge(
+        &mut file,
+        json!({
+            "main-target": format!("http://{}", nobody[0].address),
+            "canary-target": format!("http://{}", nobody[1].address),
+            "state": {"file": scratch.path("state.json")}
+        }),
+    );
+    let router = Program::start(file).await;
+    let got = get(router.address, "/", "").await;
+    assert_eq!(got.status, 503);
+    for told in [CONFIG, "main-target", "systemctl reload canary-router"] {
+        assert!(got.text().contains(told), "{}", got.text());
+    }
+}
