@@ -1,7 +1,9 @@
-//! What is installed: units that systemd takes, and a configuration to begin with.
+//! What is installed: units that systemd takes, a package that has what they need, and a configuration to begin with.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
+    path::Path,
     process::{Command, Output},
 };
 
@@ -203,5 +205,136 @@ async fn the_packaged_configuration_starts_and_says_what_to_change() {
     assert_eq!(got.status, 503);
     for told in [CONFIG, "main-target", "systemctl reload canary-router"] {
         assert!(got.text().contains(told), "{}", got.text());
+    }
+}
+
+// ---- the package
+
+/// Files of the package by their paths, each with its permissions.
+fn contents(listing: &str) -> BTreeMap<String, String> {
+    let file = |line: &str| {
+        let mode = line.split(' ').next()?;
+        let path = line.split_once(" ./")?.1;
+        mode.starts_with('-')
+            .then(|| (format!("/{path}"), mode.to_owned()))
+    };
+    listing.lines().filter_map(file).collect()
+}
+
+async fn dpkg_deb(arguments: &[&str]) -> String {
+    let mut command = Command::new("dpkg-deb");
+    command.args(arguments);
+    let output = run(command, "dpkg", Vec::new()).await;
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Made as a release is, of the build that is tested.
+#[tokio::test]
+async fn the_package_has_everything_and_works_where_it_is_unpacked() {
+    let scratch = Scratch::new();
+    let mut command = Command::new(format!("{HERE}/packaging/deb"));
+    command
+        .args(["--binary", BINARY, "--output", &scratch.path("out")])
+        .env("DEBFULLNAME", "A test")
+        .env("DEBEMAIL", "test@localhost");
+    let output = run(command, "dpkg-dev, and cargo install cargo-deb", Vec::new()).await;
+    assert!(output.status.success(), "{output:?}");
+    let made: Vec<_> = fs::read_dir(scratch.path("out")).unwrap().collect();
+    let [Ok(package)] = &*made else {
+        panic!("{made:?}");
+    };
+    let package = package.path().to_str().unwrap().to_owned();
+
+    let files = contents(&dpkg_deb(&["--contents", &package]).await);
+    assert_eq!(files[INSTALLED], "-rwxr-xr-x");
+    let doc = "/usr/share/doc/canary-router";
+    for wanted in [
+        CONFIG,
+        "/usr/lib/sysusers.d/canary-router.conf",
+        "/usr/share/man/man1/canary-router.1.gz",
+        "/usr/share/bash-completion/completions/canary-router",
+        "/usr/share/zsh/vendor-completions/_canary-router",
+        "/usr/share/fish/vendor_completions.d/canary-router.fish",
+        "/usr/share/canary-router/config.schema.json",
+        "/usr/share/canary-router/config.template.json",
+        &format!("{doc}/copyright"),
+        &format!("{doc}/README.md"),
+        &format!("{doc}/changelog.gz"),
+        &format!("{doc}/changelog.Debian.gz"),
+        &format!("{doc}/examples/observability/alerts.yml"),
+    ] {
+        assert_eq!(files[wanted], "-rw-r--r--", "{wanted}");
+    }
+    for unit in UNITS {
+        assert!(files.contains_key(&format!("/usr/lib/systemd/system/{unit}")));
+    }
+    // What the units and scripts name is in it, or is made.
+    let named = [unit(UNITS[0]), shipped("debian/README.Debian")].concat();
+    let paths = named.split([' ', '=', ':', '\n']).filter(|word| {
+        ["/usr/bin/", "/usr/share/", "/etc/canary-router/"]
+            .iter()
+            .any(|folder| word.starts_with(folder))
+    });
+    let made = ["/etc/canary-router/token"];
+    let missing: BTreeSet<&str> = paths
+        .map(|path| path.trim_end_matches([',', '.']))
+        .filter(|path| !files.contains_key(*path) && !made.contains(path))
+        .filter(|path| !path.ends_with('/'))
+        .collect();
+    assert_eq!(missing, BTreeSet::new());
+
+    // Kept on an upgrade, and nothing else is.
+    assert_eq!(
+        dpkg_deb(&["--info", &package, "conffiles"]).await,
+        format!("{CONFIG}\n")
+    );
+    let depends = dpkg_deb(&["--field", &package, "Depends"]).await;
+    assert!(
+        depends.contains("libc6 (>= ") && depends.contains("systemd"),
+        "{depends}"
+    );
+    for script in ["postinst", "prerm", "postrm"] {
+        let packed = dpkg_deb(&["--info", &package, script]).await;
+        assert_eq!(packed, shipped(&format!("debian/{script}")));
+    }
+
+    let root = scratch.path("root");
+    dpkg_deb(&["--extract", &package, &root]).await;
+    let here = |path: &str| format!("{root}{path}");
+    let mut command = Command::new(here(INSTALLED));
+    command.args(["check", "-c", &here(CONFIG)]);
+    let output = run(command, "nothing", Vec::new()).await;
+    assert!(output.status.success(), "{output:?}");
+    let schema = fs::read_to_string(here("/usr/share/canary-router/config.schema.json")).unwrap();
+    let schema: Value = serde_json::from_str(&schema).unwrap();
+    assert!(schema["properties"]["main-target"].is_object());
+    let completion = here("/usr/share/bash-completion/completions/canary-router");
+    assert!(fs::read_to_string(completion).unwrap().contains("rollout"));
+}
+
+/// What is shipped beside the binary is in the package, or makes it.
+#[test]
+fn everything_in_the_folder_is_packaged() {
+    let manifest = fs::read_to_string(format!("{HERE}/Cargo.toml")).unwrap();
+    let folders = ["systemd", "debian"].map(|folder| format!("{HERE}/packaging/{folder}"));
+    for file in folders
+        .iter()
+        .flat_map(|folder| fs::read_dir(folder).unwrap())
+    {
+        let path = file.unwrap().path();
+        let path = path.strip_prefix(HERE).unwrap();
+        let extension = path.extension().unwrap_or_default().to_str().unwrap();
+        let asset = match extension {
+            "service" | "socket" => path.with_file_name(format!("*.{extension}")),
+            // By name.
+            "" => Path::new("packaging/debian/").to_owned(),
+            _ => path.to_owned(),
+        };
+        assert!(
+            manifest.contains(&format!("\"{}", asset.display())),
+            "{}",
+            path.display()
+        );
     }
 }
