@@ -36,6 +36,7 @@ mod fallback;
 mod forwarding;
 mod framing;
 mod grpc;
+mod guide;
 mod h2;
 mod h2_abuse;
 mod h2_conformance;
