@@ -70,6 +70,7 @@ mod schema;
 mod secrets;
 mod shutdown;
 mod sidecar;
+mod sidecars;
 mod spans;
 mod split;
 mod state;
