@@ -20,14 +20,14 @@ use crate::support::{
 };
 
 /// The service. It ends with this value.
-struct Service {
-    address: SocketAddr,
+pub struct Service {
+    pub address: SocketAddr,
     process: Child,
     _stdin: ChildStdin,
 }
 
 impl Service {
-    fn start(arguments: &[&str]) -> Service {
+    pub fn start(arguments: &[&str]) -> Service {
         let mut process = python("grpc_server.py")
             .args(arguments)
             .stdin(Stdio::piped())
@@ -47,7 +47,7 @@ impl Service {
         }
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 }
@@ -60,7 +60,7 @@ impl Drop for Service {
 }
 
 /// Does it through a router.
-fn play(scenario: &str, router: SocketAddr, service: SocketAddr, ca: Option<&str>) {
+pub fn play(scenario: &str, router: SocketAddr, service: SocketAddr, ca: Option<&str>) {
     let played = python("grpc_client.py")
         .args([scenario, &router.to_string(), &service.to_string()])
         .args(ca)

@@ -21,7 +21,7 @@ const PORTS: [u16; 6] = [1345, 8080, 8081, 8082, 8083, 8888];
 
 /// A fenced block.
 #[derive(Debug, PartialEq)]
-enum Block {
+pub enum Block {
     /// `sh`: it is run.
     Commands(String),
     /// `text`: what the commands before it show. In `text like`, numbers and blanks may be others.
@@ -32,7 +32,7 @@ enum Block {
     Other { language: String, text: String },
 }
 
-fn blocks(page: &str) -> Vec<Block> {
+pub fn blocks(page: &str) -> Vec<Block> {
     let mut blocks = Vec::new();
     let mut before = "";
     let mut lines = page.lines();
@@ -66,7 +66,7 @@ fn blocks(page: &str) -> Vec<Block> {
     blocks
 }
 
-fn page(name: &str) -> String {
+pub fn page(name: &str) -> String {
     fs::read_to_string(format!("{DOCS}{name}")).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
@@ -388,4 +388,9 @@ async fn a_sidecar_is_written_as_the_how_to_says() {
         _ => None,
     });
     assert_eq!(shown, Some(shipped));
+}
+
+#[tokio::test]
+async fn the_router_stands_behind_nginx_as_the_how_to_says() {
+    Reader::new().follows(&page("how-to/behind-nginx.md")).await;
 }

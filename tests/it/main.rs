@@ -37,6 +37,7 @@ mod forwarding;
 mod framing;
 mod grpc;
 mod guide;
+mod guide_nginx;
 mod h2;
 mod h2_abuse;
 mod h2_conformance;
