@@ -275,13 +275,21 @@ impl Reader {
     }
 
     /// A reader takes a moment to go on; what was begun in the background is up then: all ports that it was told, or
-    /// that are in the files that it was told.
+    /// that are in the files that it was told, or in those that they name.
     async fn waits_for_what_was_begun(&self, commands: &str) {
-        for line in commands.lines().filter(|line| line.ends_with('&')) {
-            let files = line
+        let files = |text: &str| -> String {
+            let words = text
                 .split_whitespace()
-                .filter_map(|word| fs::read_to_string(self.file(word)).ok());
-            let told: String = files.chain([self.here(line)]).collect();
+                .map(|word| word.trim_end_matches(';'));
+            let files = words.filter_map(|word| fs::read_to_string(self.file(word)).ok());
+            files.collect()
+        };
+        for line in commands.lines().filter(|line| line.ends_with('&')) {
+            let line = self.here(line);
+            let named = files(&line);
+            let told = [&line, &named, &files(&named)]
+                .map(|text| text.as_str())
+                .concat();
             for port in self.ports.values() {
                 if told.contains(&port.number().to_string()) {
                     eventually(|| std::net::TcpStream::connect(port.address).is_ok()).await;
@@ -303,6 +311,7 @@ impl Reader {
                 }
                 Block::Shown { text, .. } => panic!("there are no commands that show {text}"),
                 Block::File { name, text } => {
+                    assert!(!name.contains('/'), "{name} is no file in this folder");
                     fs::write(self.file(&name), self.here(&text)).unwrap();
                 }
                 Block::Other { .. } => {}
@@ -393,4 +402,25 @@ async fn a_sidecar_is_written_as_the_how_to_says() {
 #[tokio::test]
 async fn the_router_stands_behind_nginx_as_the_how_to_says() {
     Reader::new().follows(&page("how-to/behind-nginx.md")).await;
+}
+
+#[tokio::test]
+async fn an_old_file_is_taken_over_as_the_how_to_says() {
+    Reader::new()
+        .follows(&page("how-to/migrate-from-the-original.md"))
+        .await;
+}
+
+#[tokio::test]
+async fn split_clients_is_replaced_as_the_how_to_says() {
+    Reader::new()
+        .follows(&page("how-to/from-split-clients.md"))
+        .await;
+}
+
+#[tokio::test]
+async fn auth_request_is_replaced_as_the_how_to_says() {
+    Reader::new()
+        .follows(&page("how-to/from-auth-request.md"))
+        .await;
 }

@@ -1,11 +1,13 @@
 //! The configurations of nginx that the guide shows, between clients and services that look closely.
 
+use std::{net::SocketAddr, process::Command};
+
 use serde_json::{Value, json};
 
 use crate::{
     grpc::{Service, play},
     guide::{Block, blocks, page},
-    peers::Nginx,
+    peers::{Nginx, Running, Scratch, start},
     support::*,
 };
 
@@ -175,4 +177,132 @@ async fn calls_of_grpc_go_through_nginx_and_router() {
         play(scenario, grpc.address, service.address, None);
     }
     nginx.is_content();
+}
+
+// ---- what nginx did before, and what it does now
+
+/// A part of a page's configuration, with these addresses for those of the page.
+async fn part(page: &str, name: &str, addresses: &[(&str, SocketAddr)]) -> Nginx {
+    let mut config = file(page, name);
+    for (theirs, ours) in addresses {
+        assert!(config.contains(theirs), "no {theirs} in {name}");
+        config = config.replace(theirs, &ours.to_string());
+    }
+    Nginx::start(|address, folder| {
+        let config = with(&config, "listen 127.0.0.1:8080;", &format!("listen {address} reuseport;"));
+        format!(
+            "pid {folder}/pid;\nerror_log {folder}/error.log info;\nevents {{}}\nhttp {{\naccess_log off;\n\
+             client_body_temp_path {folder}/body;\n{config}\n}}\n"
+        )
+    })
+    .await
+}
+
+/// Who answers each of so many users.
+async fn users(address: SocketAddr, count: usize) -> Vec<String> {
+    let mut client = Client::connect(address).await;
+    let mut answers = Vec::new();
+    for user in 0..count {
+        let head = format!("GET / HTTP/1.1\r\nhost: h\r\nx-user-id: {user}\r\n\r\n");
+        answers.push(client.roundtrip("GET", head).await.text());
+        if user % 500 == 499 {
+            // nginx closes a connection after a thousand requests.
+            client = Client::connect(address).await;
+        }
+    }
+    answers
+}
+
+#[tokio::test]
+async fn split_clients_and_the_router_split_alike() {
+    const USERS: usize = 2000;
+    let page = page("how-to/from-split-clients.md");
+    let (main, canary) = (
+        Upstream::named("main", 200).await,
+        Upstream::named("canary", 200).await,
+    );
+    let upstreams = [
+        ("127.0.0.1:8081", main.address),
+        ("127.0.0.1:8082", canary.address),
+    ];
+    let before = part(&page, "split.conf", &upstreams).await;
+    let scratch = Scratch::new();
+    let state = json!({"state": {"file": scratch.path("state.json")}});
+    let router = router(&page, &main.url(), &canary.url(), state).await;
+    let after = part(&page, "after.conf", &[("127.0.0.1:1345", router.address)]).await;
+    for nginx in [&before, &after] {
+        let drawn = users(nginx.address, USERS).await;
+        let share = drawn.iter().filter(|name| *name == "canary").count();
+        // A fifth of them, within six standard deviations: of the router's draws, that is. nginx' are always the same.
+        assert!((292..=508).contains(&share), "{share}");
+        assert!(
+            users(nginx.address, USERS).await == drawn,
+            "a user has changed sides"
+        );
+    }
+    // Who asks for the canary gets what it was given.
+    let mut client = Client::connect(after.address).await;
+    let names = users(after.address, 20).await;
+    for (user, name) in names.iter().enumerate() {
+        let head =
+            format!("GET / HTTP/1.1\r\nhost: h\r\nx-user-id: {user}\r\nx-canary: true\r\n\r\n");
+        assert_eq!(client.roundtrip("GET", head).await.text(), *name);
+    }
+    after.is_content();
+}
+
+#[tokio::test]
+async fn auth_request_and_the_sidecar_decide_alike_and_only_one_of_them_survives_its_service() {
+    let page = page("how-to/from-auth-request.md");
+    let (main, canary) = (
+        Upstream::named("main", 200).await,
+        Upstream::named("canary", 200).await,
+    );
+    let port = Port::reserve();
+    let scratch = Scratch::new();
+    let script = with(
+        &file(&page, "decide.py"),
+        "8083",
+        &port.number().to_string(),
+    );
+    std::fs::write(scratch.path("decide.py"), script).unwrap();
+    let mut command = Command::new("python3");
+    command
+        .arg(scratch.path("decide.py"))
+        .stderr(std::process::Stdio::null());
+    let service = Running(start(&mut command, "python3"));
+    eventually(|| std::net::TcpStream::connect(port.address).is_ok()).await;
+    let before = part(
+        &page,
+        "variant.conf",
+        &[
+            ("127.0.0.1:8081", main.address),
+            ("127.0.0.1:8082", canary.address),
+            ("127.0.0.1:8083", port.address),
+        ],
+    )
+    .await;
+    let sidecar = json!({"sidecar-url": format!("http://{}/sidecar", port.address)});
+    let router = router(&page, &main.url(), &canary.url(), sidecar).await;
+    let after = part(&page, "after.conf", &[("127.0.0.1:1345", router.address)]).await;
+    let decided = users(before.address, 100).await;
+    assert_eq!(decided.iter().filter(|name| *name == "canary").count(), 50);
+    assert_eq!(users(after.address, 100).await, decided);
+    for nginx in [&before, &after] {
+        let checkout = get(nginx.address, "/checkout?x", "x-user-id: 1\r\n").await;
+        assert_eq!(checkout.text(), "main");
+        let body = "x-user-id: 1\r\ncontent-length: 4\r\n";
+        let mut client = Client::connect(nginx.address).await;
+        let head = format!("POST / HTTP/1.1\r\nhost: h\r\n{body}\r\nbody");
+        assert_eq!(client.roundtrip("POST", head).await.text(), "canary");
+        assert_eq!(canary.seen().pop().unwrap().text(), "body");
+    }
+    after.is_content();
+    drop(service);
+    assert_eq!(
+        get(before.address, "/", "x-user-id: 1\r\n").await.status,
+        500
+    );
+    let answer = get(after.address, "/", "x-user-id: 1\r\n").await;
+    assert_eq!((answer.status, &*answer.text()), (200, "main"));
 }
