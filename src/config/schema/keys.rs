@@ -134,6 +134,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
         "/instrumentation",
         "Metrics, health, the dashboard and commands; without this section there are none",
     ),
+    ("/reload", "When the configuration is read again"),
     ("/log", "What is logged, on stdout"),
     (
         "/tracing",
@@ -684,6 +685,13 @@ pub(super) const KEYS: &[Key] = &[
         FILE,
         "none",
         "Instead of `token`, the file that has it, read when the configuration is",
+    ),
+    key(
+        "/reload/watch",
+        Kind::Flag,
+        "",
+        "Whether the configuration is read again by itself when the file, or one that it names, has changed; it always \
+         is on `SIGHUP`, `POST /reload` and `canary-router reload`",
     ),
     key(
         "/log/level",
