@@ -48,6 +48,7 @@ pub enum Arrived {
 /// Serves a connection that was accepted from `address`, until it is over. It is known to the worker from
 /// now on.
 pub fn serve(worker: &Rc<Worker>, socket: TcpStream, address: SocketAddr, place: Option<Place>) {
+    worker.set_patience(&socket);
     let io = Io::Plain(Socket::Tcp(socket));
     let kit = worker.kit();
     let server = &kit.config.server;
@@ -88,6 +89,10 @@ async fn greeted(
         None => return debug!("a client did not begin in time"),
     };
     drop(watch);
+    // Nobody could see it meanwhile.
+    if let Some(socket) = io.tcp() {
+        worker.set_patience(socket);
+    }
     if io.agreed_on_http2() {
         Box::pin(http2(worker, registration, io, BytesMut::new(), peer)).await;
         drop(place);

@@ -12,7 +12,10 @@ use std::{
 
 use bytes::{BufMut, BytesMut};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf, Ready};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf, Ready},
+    net::TcpStream,
+};
 
 use super::{
     fields::KnownSet,
@@ -305,8 +308,15 @@ impl Connection {
 
     /// Has the close that follows be a reset: the one way to say that what was sent was not all.
     pub fn reset(&self) {
-        if let Some(tcp) = self.io.borrow().tcp() {
+        self.with_tcp(|tcp| {
             let _best_effort = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+        });
+    }
+
+    /// Does something with what the kernel gave us.
+    pub fn with_tcp(&self, act: impl FnOnce(&TcpStream)) {
+        if let Some(tcp) = self.io.borrow().tcp() {
+            act(tcp);
         }
     }
 

@@ -112,12 +112,12 @@ fn prepare(socket: &SockRef<'_>, write_timeout: Duration) -> io::Result<()> {
     socket.set_tcp_keepalive(&keepalive())
 }
 
-/// How long connections that are accepted from now on may take nothing of what is sent to them.
+/// How long a connection, or each that is accepted of a listener, may take nothing of what is sent to it.
 ///
 /// # Errors
 /// The system's.
-pub fn set_patience(listener: &SockRef<'_>, write_timeout: Duration) -> io::Result<()> {
-    listener.set_tcp_user_timeout(Some(write_timeout.min(MAX_USER_TIMEOUT)))
+pub fn set_patience(socket: &SockRef<'_>, write_timeout: Duration) -> io::Result<()> {
+    socket.set_tcp_user_timeout(Some(write_timeout.min(MAX_USER_TIMEOUT)))
 }
 
 /// The next connection, of whichever listener. A failure that passes (no descriptors left, a client that had second

@@ -61,7 +61,10 @@ pub struct Worker {
     /// Connections of earlier kits that are still in use.
     retired: RefCell<Vec<Rc<Pool>>>,
     places: Arc<Places>,
-    refitted: Notify,
+    /// What accepted connections inherit of their listener: how long a client may take nothing.
+    inherited: Duration,
+    /// It is, or was, another one since.
+    patience_varies: Cell<bool>,
     /// What this worker counts.
     pub tally: TallyWriter,
     /// And of what chance has assigned.
@@ -168,9 +171,18 @@ impl Worker {
         }
         self.places.resize(kit.config.server.max_connections);
         self.trials.set_horizon(horizon(&kit));
+        if kit.patience.write != self.inherited {
+            self.patience_varies.set(true);
+        }
         self.kit.replace(Rc::clone(&kit));
-        self.refitted.notify_one();
         kit
+    }
+
+    /// Has the kernel wait for a client as long as the configuration in force says, where it may not do so by itself.
+    pub fn set_patience(&self, socket: &TcpStream) {
+        if self.patience_varies.get() {
+            let _gone = listener::set_patience(&SockRef::from(socket), self.kit().patience.write);
+        }
     }
 
     fn new(shared: Shared, tally: TallyWriter, trials: TrialsWriter) -> Rc<Worker> {
@@ -193,11 +205,12 @@ impl Worker {
         trials.set_horizon(horizon(&kit));
         Rc::new(Worker {
             snapshot: published.reader(),
+            inherited: kit.patience.write,
+            patience_varies: Cell::new(false),
             kit: RefCell::new(Rc::new(kit)),
             makings,
             retired: RefCell::default(),
             places,
-            refitted: Notify::new(),
             tally,
             trials,
             lots,
@@ -220,6 +233,7 @@ impl Worker {
     async fn check_deadlines(self: Rc<Self>) {
         let mut ticks = every(self.kit().tick);
         let mut evicted = clock::now();
+        let mut write_timeout = self.inherited;
         loop {
             ticks.tick().await;
             let now = clock::now();
@@ -228,6 +242,7 @@ impl Worker {
                 ticks = every(kit.tick);
             }
             let patience = &kit.patience;
+            let is_new = std::mem::replace(&mut write_timeout, patience.write) != patience.write;
             self.date.borrow_mut().refresh();
             self.access.flush();
             self.trials.close(self.snapshot.current().split.since);
@@ -238,8 +253,16 @@ impl Worker {
                     Arrived::Http1(connection) => {
                         connection.watch.check(now, patience, draining);
                         connection.shed();
+                        if is_new {
+                            connection.with_tcp(|socket| self.set_patience(socket));
+                        }
                     }
-                    Arrived::Http2(session) => session.check(now, patience, draining),
+                    Arrived::Http2(session) => {
+                        session.check(now, patience, draining);
+                        if is_new {
+                            session.with_tcp(|socket| self.set_patience(socket));
+                        }
+                    }
                 }
             }
             if now.saturating_duration_since(evicted) >= EVICTION {
@@ -371,15 +394,10 @@ async fn work(setup: Setup) -> io::Result<()> {
         let accepted = tokio::select! {
             biased;
             _ = run.wait_for(|run| *run != Run::On) => break,
-            () = worker.refitted.notified() => {
-                let write_timeout = worker.kit().config.server.write_timeout;
-                for listener in &listeners {
-                    listener::set_patience(&SockRef::from(listener), write_timeout)?;
-                }
-                continue;
-            }
             accepted = listener::accept(&listeners) => accepted,
         };
+        // How many places there are may have changed.
+        let _in_force = worker.kit();
         // One connection has been accepted meanwhile; those behind it wait in the kernel's queue.
         let place = tokio::select! {
             place = worker.places.one() => place,

@@ -3,6 +3,7 @@
 //! With the real program: what is looked at is its file, its signals and its log too.
 
 mod in_flight;
+mod listener;
 mod refused;
 mod upstreams;
 

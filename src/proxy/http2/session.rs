@@ -18,6 +18,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use h2::{Reason, server};
 use slab::Slab;
+use tokio::net::TcpStream;
 use tracing::debug;
 
 use super::{
@@ -211,6 +212,11 @@ impl Session {
     /// The head of a response was sent, or this much of its content.
     pub fn served(&self, bytes: usize) {
         self.wire.served(bytes.div_ceil(PIECE).max(1));
+    }
+
+    /// Does something with what the kernel gave us.
+    pub fn with_tcp(&self, act: impl FnOnce(&TcpStream)) {
+        self.wire.with_tcp(act);
     }
 
     /// Called by the connection's task whenever it runs.

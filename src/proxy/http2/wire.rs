@@ -16,6 +16,7 @@ use std::{
 use bytes::{Buf, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    net::TcpStream,
     time::timeout,
 };
 
@@ -100,6 +101,13 @@ impl Wire {
             if most == 0 {
                 return;
             }
+        }
+    }
+
+    /// Does something with what the kernel gave us.
+    pub fn with_tcp(&self, act: impl FnOnce(&TcpStream)) {
+        if let Some(tcp) = self.io.borrow().tcp() {
+            act(tcp);
         }
     }
 
