@@ -2,6 +2,7 @@
 //!
 //! With the real program: what is looked at is its file, its signals and its log too.
 
+mod counts;
 mod in_flight;
 mod listener;
 mod refused;
@@ -269,9 +270,7 @@ async fn a_signal_during_a_drain_does_no_harm() {
     client.send(head("GET /", "")).await;
     let mut service = upstream.accept().await;
     service.request().await;
-    program.rewrite(
-        json!({"main-target": "http://127.0.0.1:9", "router-server": {"shutdown-timeout": "1ms"}}),
-    );
+    program.rewrite(json!({"main-target": "http://127.0.0.1:9"}));
     program.process.signal("TERM");
     eventually(|| !said(&program, "draining: no new connections").is_empty()).await;
     program.process.signal("HUP");
