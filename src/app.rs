@@ -251,9 +251,6 @@ impl App {
             phase = phase.label(),
             "the canary's share of eligible requests, in percent"
         );
-        // Another configuration may wait longer.
-        let longest = config.main.client.timeout.max(LONGEST_TIMEOUT);
-        let horizon = trials::horizon(longest);
         let places = Places::new(config.server.max_connections);
         let published = Published::new(Snapshot::new(config, admission).with_split(split));
         let seen = Arc::<Seen>::default();
@@ -320,7 +317,8 @@ impl App {
         for (i, listeners) in sockets.proxy.into_iter().enumerate() {
             let (writer, tally) = Tally::new();
             tallies.push(tally);
-            let (trials_writer, own) = Trials::new(Arc::clone(&seen), horizon);
+            let most = trials::horizon(LONGEST_TIMEOUT);
+            let (trials_writer, own) = Trials::new(Arc::clone(&seen), most);
             trials.push(own);
             let setup = Setup {
                 listeners,

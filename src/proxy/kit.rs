@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     config::{AccessLog, Config, Upstream},
-    state::{Admission, Snapshot},
+    state::{Admission, Snapshot, trials},
 };
 
 /// What a worker has made of a configuration.
@@ -38,6 +38,8 @@ pub struct Kit {
     pub patience: Patience,
     /// How often it is looked whether that is over.
     pub tick: Duration,
+    /// For how many ticks of a rollout answers are waited for.
+    pub horizon: u64,
 }
 
 /// The upstream connections of one worker.
@@ -78,6 +80,8 @@ impl Kit {
                 blur: tick,
             },
             tick,
+            // Main and canary share their client settings.
+            horizon: trials::horizon(config.main.client.timeout),
             config: Arc::clone(config),
         }
     }

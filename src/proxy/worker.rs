@@ -37,9 +37,7 @@ use super::{
 };
 use crate::{
     clock,
-    state::{
-        Published, Snapshot, TallyWriter, TrialsWriter, snapshot::Reader, spans::SpanSink, trials,
-    },
+    state::{Published, Snapshot, TallyWriter, TrialsWriter, snapshot::Reader, spans::SpanSink},
 };
 
 /// How often idle upstream connections are looked through.
@@ -170,7 +168,7 @@ impl Worker {
             self.retired.borrow_mut().push(Rc::clone(pool));
         }
         self.places.resize(kit.config.server.max_connections);
-        self.trials.set_horizon(horizon(&kit));
+        self.trials.wait_for(kit.horizon);
         if kit.patience.write != self.inherited {
             self.patience_varies.set(true);
         }
@@ -202,7 +200,7 @@ impl Worker {
             answers,
         };
         let kit = Kit::new(&published.load(), None, &makings);
-        trials.set_horizon(horizon(&kit));
+        trials.wait_for(kit.horizon);
         Rc::new(Worker {
             snapshot: published.reader(),
             inherited: kit.patience.write,
@@ -433,12 +431,6 @@ async fn work(setup: Setup) -> io::Result<()> {
         ),
     }
     Ok(())
-}
-
-/// For how many ticks the judge waits for an answer.
-fn horizon(kit: &Kit) -> u64 {
-    // Main and canary share their client settings.
-    trials::horizon(kit.config.main.client.timeout)
 }
 
 fn every(tick: Duration) -> Interval {

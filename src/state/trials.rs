@@ -13,7 +13,7 @@
 use std::{
     cell::Cell,
     marker::PhantomData,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, OnceLock, atomic::Ordering},
     time::Duration,
 };
 
@@ -42,7 +42,9 @@ pub fn horizon(timeout: Duration) -> u64 {
 // See `Tally`: no worker slows another one's counting.
 #[repr(align(128))]
 pub struct Trials {
-    slots: Box<[Slot]>,
+    /// Made when there is something to count: there is room for the longest timeout that a configuration may come
+    /// with, and most of that is never used.
+    slots: Box<[OnceLock<Box<Slot>>]>,
     /// Nothing is written any more to ticks below.
     watermark: AtomicU64,
 }
@@ -81,7 +83,7 @@ pub struct TrialsWriter {
     /// How many requests of each tick have no answer, and how many have one that goes on.
     unanswered: Box<[Cell<u32>]>,
     answered: Box<[Cell<u32>]>,
-    /// For how many ticks answers are waited for.
+    /// For so many ticks answers are waited for.
     horizon: Cell<u64>,
     /// The watermark, as this thread knows it.
     floor: Cell<u64>,
@@ -105,13 +107,13 @@ pub struct Trial {
 }
 
 impl Trials {
-    /// Without any, and its only writer. All writers share what was `seen`. Answers are waited for so many ticks; there
-    /// is room for twice as many.
-    pub fn new(seen: Arc<Seen>, horizon: u64) -> (TrialsWriter, Arc<Trials>) {
-        let room = 2 * horizon.max(BODY_HORIZON);
+    /// Without any, and its only writer. All writers share what was `seen`. Answers are waited for so many ticks, unless
+    /// [fewer](TrialsWriter::wait_for) are enough; there is room for twice as many.
+    pub fn new(seen: Arc<Seen>, most: u64) -> (TrialsWriter, Arc<Trials>) {
+        let room = 2 * most.max(BODY_HORIZON);
         let counts = || (0..room).map(|_| Cell::new(0)).collect();
         let trials = Arc::new(Trials {
-            slots: (0..room).map(|_| Slot::new()).collect(),
+            slots: (0..room).map(|_| OnceLock::new()).collect(),
             watermark: AtomicU64::new(FIRST),
         });
         (
@@ -120,7 +122,7 @@ impl Trials {
                 seen,
                 unanswered: counts(),
                 answered: counts(),
-                horizon: Cell::new(horizon),
+                horizon: Cell::new(most),
                 floor: Cell::new(FIRST),
                 newest: Cell::new(FIRST - 1),
                 one_thread: PhantomData,
@@ -142,7 +144,9 @@ impl Trials {
 
     /// Adds what happened in a closed tick.
     pub fn add_to(&self, tick: u64, counts: &mut Counts) {
-        let slot = &self.slots[self.index(tick)];
+        let Some(slot) = self.slots[self.index(tick)].get() else {
+            return;
+        };
         // Relaxed, here and below: the watermark orders it.
         if slot.tick.load(Ordering::Relaxed) == tick {
             for target in Target::ALL {
@@ -156,8 +160,8 @@ impl Trials {
     }
 }
 
-impl Slot {
-    fn new() -> Slot {
+impl Default for Slot {
+    fn default() -> Slot {
         Slot {
             // No tick has this number.
             tick: AtomicU64::new(u64::MAX),
@@ -194,6 +198,12 @@ impl Arm {
 }
 
 impl TrialsWriter {
+    /// From now on answers are waited for so many ticks, or the most for which there is room.
+    pub fn wait_for(&self, horizon: u64) {
+        let most = self.trials.slots.len() as u64 / 2;
+        self.horizon.set(horizon.min(most));
+    }
+
     /// A request has been assigned. It is to be [ended](TrialsWriter::end), whatever becomes of it.
     pub fn begin(&self, trial: Trial) {
         // First: what is left of a tick that had its place is to be gone.
@@ -256,12 +266,6 @@ impl TrialsWriter {
         }
     }
 
-    /// From now on answers are waited for so many ticks, but no more than there is room for.
-    pub fn set_horizon(&self, horizon: u64) {
-        let most = self.trials.slots.len() as u64 / 2;
-        self.horizon.set(horizon.min(most));
-    }
-
     /// Closes what can be closed: requests that are assigned from now on belong to `now` or later. To be called
     /// several times a second.
     pub fn close(&self, now: u64) {
@@ -305,7 +309,7 @@ impl TrialsWriter {
         if tick < self.floor.get() {
             return None;
         }
-        let slot = &self.trials.slots[self.trials.index(tick)];
+        let slot = self.trials.slots[self.trials.index(tick)].get_or_init(Box::default);
         if slot.tick.load(Ordering::Relaxed) != tick {
             // It was read long ago.
             for arm in &slot.arms {

@@ -6,6 +6,7 @@ mod counts;
 mod in_flight;
 mod listener;
 mod refused;
+mod rollout;
 mod upstreams;
 
 use std::net::SocketAddr;

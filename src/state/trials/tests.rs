@@ -70,6 +70,35 @@ fn what_is_older_than_the_horizon_is_not_waited_for_and_says_nothing_any_more() 
     assert_eq!(trials.watermark(), other.tick);
 }
 
+/// The timeout may be another one after a reload.
+#[test]
+fn how_long_an_answer_is_waited_for_can_change() {
+    let (writer, trials) = new();
+    let slow = trial(5, Target::Canary);
+    writer.wait_for(4);
+    writer.begin(slow);
+    writer.close(9);
+    assert_eq!(trials.watermark(), 5);
+    writer.wait_for(20);
+    writer.close(25);
+    assert_eq!(trials.watermark(), 5);
+    writer.failed(slow);
+    writer.end(slow, false);
+    writer.close(26);
+    assert_eq!(counts(&trials, 5).failures, [0, 1]);
+    writer.begin(trial(26, Target::Main));
+    writer.wait_for(3);
+    writer.close(30);
+    assert_eq!(trials.watermark(), 30);
+    // There is no room for more.
+    writer.wait_for(1_000);
+    writer.begin(trial(30, Target::Main));
+    writer.close(30 + HORIZON);
+    assert_eq!(trials.watermark(), 30);
+    writer.close(31 + HORIZON);
+    assert_eq!(trials.watermark(), 31 + HORIZON);
+}
+
 /// With one download begun each second, each verdict took as long as the horizon.
 #[test]
 fn the_rest_of_an_answer_is_waited_for_for_some_ticks_only() {
