@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::files::Stamps;
+
 /// What stands where a file would be named.
 pub(super) const ENVIRONMENT: &str = "environment";
 
@@ -24,6 +26,8 @@ pub struct ConfigError {
     pub file: String,
     /// At least one.
     pub problems: Vec<Problem>,
+    /// This file and those that it names, as far as that is known, as they were before they were read.
+    pub files: Stamps,
 }
 
 impl fmt::Display for ConfigError {
@@ -93,12 +97,18 @@ impl Problems {
         self.found.iter().any(|known| known.path == path)
     }
 
-    pub(super) fn into_result<T>(self, file: &str, value: Option<T>) -> Result<T, ConfigError> {
+    pub(super) fn into_result<T>(
+        self,
+        file: &str,
+        files: Stamps,
+        value: Option<T>,
+    ) -> Result<T, ConfigError> {
         match value {
             Some(value) if self.found.is_empty() => Ok(value),
             _ => Err(ConfigError {
                 file: file.to_owned(),
                 problems: self.found,
+                files,
             }),
         }
     }

@@ -1,9 +1,43 @@
 //! Files that a configuration names: read once, when the configuration is.
 
-use std::{fs, io::Read, path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Read,
+    os::unix::fs::MetadataExt,
+    path::{self, PathBuf},
+};
 
 /// The longest file that is taken: it is held in memory.
 pub(super) const MAX_FILE: usize = 1 << 20;
+
+/// Files as they were found; `None` is one that was not there.
+pub type Stamps = BTreeMap<PathBuf, Option<Stamp>>;
+
+/// What changes with a file, behind all links: device and inode, size, when its content was changed last, and when
+/// anything of it was, such as who may read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    file: (u64, u64),
+    size: u64,
+    written: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// As they are now. To be looked at before they are read: a change meanwhile shows later then.
+pub fn stamps<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Stamps {
+    let stamp = |file: &PathBuf| {
+        let found = fs::metadata(file).ok()?;
+        Some(Stamp {
+            file: (found.dev(), found.ino()),
+            size: found.size(),
+            written: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
+        })
+    };
+    let files = files.into_iter();
+    files.map(|file| (file.clone(), stamp(file))).collect()
+}
 
 /// What is in it, or why that cannot be had and what to do.
 pub(super) fn read(file: &str) -> Result<Vec<u8>, String> {

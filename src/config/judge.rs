@@ -10,6 +10,7 @@ use super::{
     breakers::{breakers, limits},
     error::Problems,
     fallback::fallback,
+    files::Stamps,
     instrumentation::instrumentation,
     raw::{Client as RawClient, Raw},
     rollout::rollout,
@@ -29,7 +30,14 @@ const TO_SIDECAR: &str = "/proxy-client/to-sidecar";
 
 /// Turns what was written into what it means. Every problem is noted; the result is `None` only
 /// where one of them leaves nothing to go on with.
-pub(super) fn judge(raw: Raw, file: &str, problems: &mut Problems) -> Option<Config> {
+///
+/// `files` are those that it [names](named_files), as they were before this.
+pub(super) fn judge(
+    raw: Raw,
+    file: &str,
+    files: Stamps,
+    problems: &mut Problems,
+) -> Option<Config> {
     let clients = &raw.proxy_client;
     let to_services = client(&clients.to_main_and_canary, TO_SERVICES, problems);
     let speaks_tls = is_https(&raw.main_target) || is_https(&raw.canary_target);
@@ -160,7 +168,7 @@ pub(super) fn judge(raw: Raw, file: &str, problems: &mut Problems) -> Option<Con
         effective: masked(&raw),
         file: file.to_owned(),
         watch: raw.reload.watch.0,
-        named_files: named_files(&raw),
+        files,
     })
 }
 
@@ -317,8 +325,8 @@ pub(super) fn to_usize(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
 
-/// The state file is not one of them: it is read once, and written.
-fn named_files(raw: &Raw) -> Vec<PathBuf> {
+/// Those that are read with the configuration. The state file is not one of them: it is read once, and written.
+pub(super) fn named_files(raw: &Raw) -> Vec<PathBuf> {
     let server = &raw.router_server.tls;
     let clients = [
         &raw.proxy_client.to_main_and_canary.tls,

@@ -38,6 +38,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 pub use error::{ConfigError, Problem};
+pub use files::{Stamps, stamps};
 pub use rollout::LONGEST_TIMEOUT;
 pub use schema::{reference, schema};
 pub use source::Source;
@@ -46,6 +47,7 @@ pub use tls::{ClientTls, ServerTls};
 use crate::policy::{self, FailureRule, Rules, SidecarStatuses, Weight, breaker};
 use environment::Environment;
 use error::{ENVIRONMENT, Problems};
+use raw::Raw;
 
 /// A configuration that can be used.
 #[derive(Debug, Clone)]
@@ -93,8 +95,8 @@ pub struct Config {
     pub file: String,
     /// `reload.watch`: whether it is read again when it changes.
     pub watch: bool,
-    /// The files that it names and that were read with it.
-    pub named_files: Vec<PathBuf>,
+    /// The file that it was read from, if it was, and those that it names, as they were before they were read.
+    pub files: Stamps,
 }
 
 /// One service that we send requests to, and how. `Debug` does not show the query, where keys for APIs live.
@@ -527,13 +529,17 @@ fn judged(file: Option<(&str, &str)>, environment: &Environment) -> Result<Confi
             problems.is_from(&path, &name);
         }
     }
-    let config = json::read(file.map(|(_, text)| text), environment, &mut problems)
-        .and_then(|raw| judge::judge(raw.with_defaults(), name, &mut problems))
+    let raw = json::read(file.map(|(_, text)| text), environment, &mut problems);
+    let raw = raw.map(Raw::with_defaults);
+    let files = raw.as_ref().map(judge::named_files);
+    let files = stamps(files.iter().flatten());
+    let config = raw
+        .and_then(|raw| judge::judge(raw, name, files.clone(), &mut problems))
         .map(|config| Config {
             variables: environment.in_force(json::template()),
             ..config
         });
-    problems.into_result(name, config)
+    problems.into_result(name, files, config)
 }
 
 #[cfg(test)]

@@ -8,7 +8,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Config, ConfigError, Problem, environment::Environment, json::template};
+use super::{
+    Config, ConfigError, Problem, Stamps, environment::Environment, json::template, stamps,
+};
 
 /// The file that is looked for where none is named.
 const DEFAULT_FILE: &str = "config.json";
@@ -58,10 +60,12 @@ impl Source {
             return self.load();
         };
         // Looked at before it is opened: opening a pipe waits for somebody to write.
+        let found = stamps([path]);
+        let refused = |why: &dyn fmt::Display| unreadable(path, found, why, "put the file back");
         match fs::metadata(path) {
             Ok(found) if found.is_file() => self.load(),
-            Ok(_) => Err(unreadable(path, &"it is not a file", "put the file back")),
-            Err(error) => Err(unreadable(path, &error, "put the file back")),
+            Ok(_) => Err(refused(&"it is not a file")),
+            Err(error) => Err(refused(&error)),
         }
     }
 
@@ -77,13 +81,28 @@ impl Source {
         let Source::File(path) = self else {
             return super::judged(None, &environment);
         };
-        let text = fs::read_to_string(path)
-            .map_err(|error| unreadable(path, &error, "name the file with -c FILE"))?;
-        super::judged(Some((&path.display().to_string(), &text)), &environment)
+        let found = stamps([path]);
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) => {
+                return Err(unreadable(
+                    path,
+                    found,
+                    &error,
+                    "name the file with -c FILE",
+                ));
+            }
+        };
+        let mut judged = super::judged(Some((&path.display().to_string(), &text)), &environment);
+        match &mut judged {
+            Ok(config) => config.files.extend(found),
+            Err(error) => error.files.extend(found),
+        }
+        judged
     }
 }
 
-fn unreadable(path: &Path, why: &dyn fmt::Display, what_to_do: &str) -> ConfigError {
+fn unreadable(path: &Path, files: Stamps, why: &dyn fmt::Display, what_to_do: &str) -> ConfigError {
     ConfigError {
         file: path.display().to_string(),
         problems: vec![Problem {
@@ -91,6 +110,7 @@ fn unreadable(path: &Path, why: &dyn fmt::Display, what_to_do: &str) -> ConfigEr
             variable: None,
             message: format!("cannot be read: {why}; {what_to_do}"),
         }],
+        files,
     }
 }
 

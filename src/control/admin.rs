@@ -249,6 +249,11 @@ impl Admin {
         Ok(())
     }
 
+    /// Whether what it would read is another one than it has read last. To be asked now and then.
+    pub fn have_files_changed(&self) -> bool {
+        self.reloader.have_files_changed()
+    }
+
     async fn change(&self, route: Route, body: Incoming) -> Result<(), Error> {
         if self.is_frozen() {
             let text = ReloadRefused::Succeeded.to_string();

@@ -3,69 +3,46 @@
 //! By looking once a second: that sees what is mounted (a ConfigMap of Kubernetes is a link that is pointed
 //! elsewhere) and what is on another machine, where the system's own notifications do not reach.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::PathBuf};
-
-type Seen = BTreeMap<PathBuf, Option<Stamp>>;
-
-/// What changes with a file's content: device, inode, size, time of the last change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp(u64, u64, u64, i64, i64);
+use crate::config::{Stamps, stamps};
 
 /// Files that are watched.
 #[derive(Debug)]
 pub struct Files {
     /// As they were when they were read.
-    known: Seen,
-    last: Seen,
+    known: Stamps,
+    last: Stamps,
 }
 
 impl Files {
-    /// As they are now.
-    pub fn new(files: &[PathBuf]) -> Files {
-        let now = look(files);
+    /// Which were so before they were read.
+    pub fn new(known: Stamps) -> Files {
         Files {
-            known: now.clone(),
-            last: now,
+            last: known.clone(),
+            known,
         }
     }
 
-    /// Whether one of them is another one than was known, and they are the same as when this was asked last: while
-    /// somebody writes they are in between. It is said once. What was not asked for before is known as it is.
-    pub fn have_changed(&mut self, files: &[PathBuf]) -> bool {
-        let now = look(files);
+    /// They were read again, or others; before that they were so.
+    pub fn were_read(&mut self, known: Stamps) {
+        self.known = known;
+    }
+
+    /// Whether one of them is another one than was read, and they are the same as when this was asked last: while
+    /// somebody writes they are in between. It is said once.
+    pub fn have_changed(&mut self) -> bool {
+        let now = stamps(self.known.keys());
         let is_still = std::mem::replace(&mut self.last, now.clone()) == now;
-        let differs = |(file, stamp)| self.known.get(file).is_some_and(|known| known != stamp);
-        let changed = is_still && now.iter().any(differs);
-        for (file, stamp) in now {
-            let known = self.known.entry(file).or_insert(stamp);
-            if changed {
-                *known = stamp;
-            }
+        let changed = is_still && now != self.known;
+        if changed {
+            self.known = now;
         }
         changed
     }
 }
 
-fn look(files: &[PathBuf]) -> Seen {
-    let stamp = |file: &PathBuf| {
-        let found = fs::metadata(file).ok()?;
-        Some(Stamp(
-            found.dev(),
-            found.ino(),
-            found.size(),
-            found.mtime(),
-            found.mtime_nsec(),
-        ))
-    };
-    files
-        .iter()
-        .map(|file| (file.clone(), stamp(file)))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{env, process};
+    use std::{env, fs, os::unix::fs::PermissionsExt, process};
 
     use super::*;
 
@@ -75,27 +52,34 @@ mod tests {
         fs::create_dir_all(&folder).unwrap();
         let paths = [folder.join("config.json"), folder.join("missing")];
         fs::write(&paths[0], "1").unwrap();
-        let mut files = Files::new(&paths);
-        assert!(!files.have_changed(&paths));
+        let mut files = Files::new(stamps(&paths));
+        assert!(!files.have_changed());
         fs::write(&paths[0], "12").unwrap();
-        assert!(!files.have_changed(&paths), "it may not be all");
+        assert!(!files.have_changed(), "it may not be all");
         fs::write(&paths[0], "123").unwrap();
-        assert!(!files.have_changed(&paths), "it was not");
-        assert!(files.have_changed(&paths));
-        assert!(!files.have_changed(&paths));
+        assert!(!files.have_changed(), "it was not");
+        assert!(files.have_changed());
+        assert!(!files.have_changed());
         // As Kubernetes and careful editors do it.
         fs::write(folder.join("next"), "abc").unwrap();
         fs::rename(folder.join("next"), &paths[0]).unwrap();
-        assert!(!files.have_changed(&paths));
-        assert!(files.have_changed(&paths));
-        // The new configuration names another file.
+        assert!(!files.have_changed());
+        assert!(files.have_changed());
+        // Who may not read it is given it.
+        fs::set_permissions(&paths[0], fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(!files.have_changed());
+        assert!(files.have_changed());
+        // The new configuration names another file, which was changed since it was read.
         let more = [&paths[..], &[folder.join("more")]].concat();
+        files.were_read(stamps(&more));
         fs::write(&more[2], "").unwrap();
-        assert!(!files.have_changed(&more));
-        assert!(!files.have_changed(&more));
+        assert!(!files.have_changed());
+        assert!(files.have_changed());
+        // What was read again for another reason is no news.
         fs::remove_file(&more[2]).unwrap();
-        assert!(!files.have_changed(&more));
-        assert!(files.have_changed(&more));
+        files.were_read(stamps(&more));
+        assert!(!files.have_changed());
+        assert!(!files.have_changed());
         fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -49,7 +49,6 @@ use tracing::{debug, error};
 use self::{
     admin::Admin,
     analyst::Analyst,
-    files::Files,
     impatient::Impatient,
     minute::{Minute, Second},
     reload::Load,
@@ -244,20 +243,12 @@ async fn obey(mut orders: UnboundedReceiver<Order>, admin: Rc<Admin>, leave: wat
 
 /// Has it read again when it has changed, where that is wanted.
 async fn watch_files(published: Arc<Published>, admin: Rc<Admin>) {
-    let watched = || {
-        let config = &published.load().config;
-        let files = [config.file.clone().into()].into_iter();
-        files
-            .chain(config.named_files.iter().cloned())
-            .collect::<Vec<_>>()
-    };
-    let mut files = Files::new(&watched());
     let mut looks = interval(WATCH);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         looks.tick().await;
         let is_wanted = published.load().config.watch && !admin.is_frozen();
-        if files.have_changed(&watched()) && is_wanted {
+        if is_wanted && admin.have_files_changed() {
             // What is wrong is said where everybody looks.
             let _said = admin.reload("a file has changed").await;
         }

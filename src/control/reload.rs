@@ -3,15 +3,15 @@
 //! Requests that have begun go on by what they began with. What cannot change while the router runs is refused by
 //! name: half of a new configuration is none that anybody has written.
 
-use std::sync::Arc;
+use std::{cell::RefCell, sync::Arc};
 
 use serde_json::{Value, json};
 use tracing::{error, info};
 
-use super::analyst::Analyst;
+use super::{analyst::Analyst, files::Files};
 use crate::{
     clock,
-    config::{Config, ConfigError, Problem},
+    config::{Config, ConfigError, Problem, Stamps},
     state::{Published, Reloads},
 };
 
@@ -51,6 +51,15 @@ pub enum Refused {
     Fixed(ConfigError),
 }
 
+impl Refused {
+    fn files(&self) -> Option<&Stamps> {
+        match self {
+            Refused::NoFile | Refused::Succeeded => None,
+            Refused::Unusable(error) | Refused::Fixed(error) => Some(&error.files),
+        }
+    }
+}
+
 /// Reads the configuration again.
 pub struct Reloader {
     load: Option<Load>,
@@ -58,6 +67,8 @@ pub struct Reloader {
     log: fn(&Config),
     published: Arc<Published>,
     reloads: Arc<Reloads>,
+    /// What was read last, whether or not it could be used.
+    files: RefCell<Files>,
 }
 
 impl Reloader {
@@ -68,12 +79,19 @@ impl Reloader {
         published: Arc<Published>,
         reloads: Arc<Reloads>,
     ) -> Reloader {
+        let files = Files::new(published.load().config.files.clone());
         Reloader {
             load,
             log,
             published,
             reloads,
+            files: RefCell::new(files),
         }
+    }
+
+    /// Whether any of the files that were read last is another one by now. To be asked now and then.
+    pub fn have_files_changed(&self) -> bool {
+        self.files.borrow_mut().have_changed()
     }
 
     /// Reads it, and has `analyst` put it in force; `why` is who wants it. The version in which what follows from it
@@ -95,6 +113,9 @@ impl Reloader {
         let config = match read {
             Ok(config) => config,
             Err(refused) => {
+                if let Some(files) = refused.files() {
+                    self.files.borrow_mut().were_read(files.clone());
+                }
                 let text = refused.to_string();
                 error!(
                     why,
@@ -112,6 +133,7 @@ impl Reloader {
             &config.effective,
             &mut changed,
         );
+        self.files.borrow_mut().were_read(config.files.clone());
         (self.log)(&config);
         let version = analyst.reconfigure(config, clock::uptime(), clock::wall());
         self.reloads.succeeded(clock::wall());
@@ -145,6 +167,7 @@ fn fixed(old: &Config, new: &Config) -> Option<ConfigError> {
     (!problems.is_empty()).then(|| ConfigError {
         file: new.file.clone(),
         problems,
+        files: new.files.clone(),
     })
 }
 

@@ -8,6 +8,7 @@ mod listener;
 mod refused;
 mod rollout;
 mod upstreams;
+mod watch;
 
 use std::net::SocketAddr;
 
