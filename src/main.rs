@@ -15,7 +15,7 @@ use canary_router::{
     offline::{self, Offline},
     telemetry,
 };
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use futures_util::future::{Fuse, FutureExt};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -29,8 +29,8 @@ const CORRECTIONS: Duration = Duration::from_millis(100);
 
 /// A canary reverse proxy: decides per request between the old and the new version of a service.
 ///
-/// Without a command it is the router. All commands but check and schema talk to a router that runs,
-/// through its instrumentation port.
+/// Without a command it is the router. status, weight, rollout, breaker, reload and limits talk to a router that
+/// runs, through its instrumentation port.
 #[derive(Parser)]
 #[command(
     name = "canary-router",
@@ -62,7 +62,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match &arguments.command {
         Some(Command::Running(verb)) => cli::run(verb).map_err(Into::into),
-        Some(Command::Offline(command)) => offline::run(command).map_err(Into::into),
+        Some(Command::Offline(command)) => {
+            offline::run(command, Arguments::command()).map_err(Into::into)
+        }
         None => run(Source::new(arguments.config.as_deref())),
     };
     match done {

@@ -55,6 +55,7 @@ mod informational;
 mod liars;
 mod limits;
 mod logs;
+mod manual;
 mod memory;
 mod metrics;
 mod observability;

@@ -52,7 +52,7 @@ fn read_as(name: &str, text: &str) -> Option<Value> {
     let mut problems = Problems::default();
     let raw = super::super::json::read(None, &environment(&[(name, text)]), &mut problems);
     problems
-        .into_result("", raw)
+        .into_result("", Default::default(), raw)
         .ok()
         .map(|raw| serde_json::to_value(raw).unwrap())
 }
@@ -117,7 +117,7 @@ fn a_text_is_the_same_in_the_file_and_in_the_environment() {
             let mut problems = Problems::default();
             let file = in_file.to_string();
             let raw = super::super::json::read(Some(&file), &Environment::default(), &mut problems);
-            let raw = problems.into_result("", raw).ok();
+            let raw = problems.into_result("", Default::default(), raw).ok();
             let raw = raw.map(|raw| serde_json::to_value(raw).unwrap());
             assert_eq!(read_as(&name, text), raw, "{name}={text}");
         }
