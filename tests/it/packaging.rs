@@ -116,26 +116,33 @@ async fn what_the_service_runs_is_what_the_program_understands() {
         settings(&service, "ExecReload"),
     ];
     let mut ours = 0;
-    for check in checks.concat() {
-        let mut words = check.split(' ');
-        let program = words.next().unwrap();
-        if program != INSTALLED {
-            assert_eq!(check, "/bin/kill -HUP $MAINPID");
+    for command in checks.concat() {
+        let Some(script) = command.strip_prefix("/bin/sh -c '") else {
+            assert_eq!(command, "/bin/kill -HUP $MAINPID");
             continue;
-        }
+        };
         ours += 1;
-        let arguments: Vec<&str> = words.collect();
-        assert!(arguments.contains(&CONFIG), "{check}");
-        let check = |file: String| {
-            let mut command = Command::new(BINARY);
-            command.args(arguments.iter().map(|word| word.replace(CONFIG, &file)));
+        let script = script.strip_suffix('\'').unwrap();
+        let check = |file: &str| {
+            let mut command = Command::new("/bin/sh");
+            command.args([
+                "-c",
+                &script.replace(INSTALLED, BINARY).replace(CONFIG, file),
+            ]);
             run(command, "nothing", Vec::new())
         };
-        let output = check(file.clone()).await;
+        let output = check(&file).await;
         assert!(output.status.success(), "{output:?}");
-        // What is wrong ends a start, and a reload, before it has begun.
-        let output = check(scratch.path("nothing.json")).await;
-        assert!(!output.status.success(), "{output:?}");
+        assert!(
+            output.stdout.is_empty() && output.stderr.is_empty(),
+            "{output:?}"
+        );
+        // What is wrong ends a start, and a reload, before it has begun, and is told.
+        let output = check(&scratch.path("nothing.json")).await;
+        assert!(
+            !output.status.success() && !output.stderr.is_empty(),
+            "{output:?}"
+        );
     }
     assert_eq!(ours, 2);
 
@@ -271,7 +278,7 @@ async fn the_package_has_everything_and_works_where_it_is_unpacked() {
     }
     // What the units and scripts name is in it, or is made.
     let named = [unit(UNITS[0]), shipped("debian/README.Debian")].concat();
-    let paths = named.split([' ', '=', ':', '\n']).filter(|word| {
+    let paths = named.split([' ', '=', ':', '\'', '\n']).filter(|word| {
         ["/usr/bin/", "/usr/share/", "/etc/canary-router/"]
             .iter()
             .any(|folder| word.starts_with(folder))
