@@ -136,7 +136,8 @@ async fn what_the_image_of_the_router_has_is_what_the_compose_file_wants() {
     let [_, program, verb] = *texts(&router["healthcheck"]["test"]) else {
         panic!("{}", router["healthcheck"]);
     };
-    assert!(image.contains(&format!("/usr/local/bin/{program}\n")));
+    assert!(image.contains(&format!("ENTRYPOINT [\"/usr/local/bin/{program}\"]")));
+    assert!(image.contains("\nENV PATH=/usr/local/bin\n"));
     // What the router looks for where no file is named.
     assert!(image.contains("\nWORKDIR /etc/canary-router\n") && !image.contains("\nCMD "));
     assert_eq!(
@@ -147,7 +148,7 @@ async fn what_the_image_of_the_router_has_is_what_the_compose_file_wants() {
     let config: Value = serde_json::from_str(&sample("compose/config.json")).unwrap();
     let state = config["state"]["file"].as_str().unwrap();
     let (folder, _) = state.rsplit_once('/').unwrap();
-    assert!(image.contains(&format!("--owner=10001 --group=10001 {folder}\n")));
+    assert!(image.contains(&format!("--chown=10001:10001 /image{folder} {folder}\n")));
     assert!(image.contains("\nUSER 10001:10001\n"));
     assert!(texts(&router["volumes"]).contains(&&*format!("router-state:{folder}")));
     // Where a secret is to be found.

@@ -345,3 +345,63 @@ fn everything_in_the_folder_is_packaged() {
         );
     }
 }
+
+// ---- the image
+
+/// The root of the image, laid out as the Dockerfile has it done, and entered: what is not in it is not there.
+#[tokio::test]
+async fn the_image_has_all_that_the_program_needs_to_run() {
+    let scratch = Scratch::new();
+    let root = scratch.path("image");
+    let mut command = Command::new(format!("{HERE}/packaging/image"));
+    command.args(["root", &root]).env("BINARY", BINARY);
+    let output = run(command, "binutils ca-certificates", Vec::new()).await;
+    assert!(output.status.success(), "{output:?}");
+    let dockerfile = fs::read_to_string(format!("{HERE}/Dockerfile")).unwrap();
+    let words = |instruction: &str| -> Vec<String> {
+        let line = dockerfile.lines().find_map(|line| {
+            let line = line.trim_start();
+            line.strip_prefix(instruction)
+        });
+        serde_json::from_str(line.unwrap()).unwrap()
+    };
+    let entrypoint = words("ENTRYPOINT ");
+    let inside = |program: &[String], arguments: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "chroot", &root]);
+        command.args(program).args(arguments);
+        command
+    };
+
+    fs::copy(
+        format!("{HERE}/packaging/debian/config.json"),
+        format!("{root}/etc/canary-router/config.json"),
+    )
+    .unwrap();
+    let check = inside(&entrypoint, &["check", "-c", CONFIG]);
+    let output = run(check, "util-linux", Vec::new()).await;
+    assert!(output.status.success(), "{output:?}");
+
+    // The health check tells a router that runs from none. Names are looked up in there, too.
+    fs::write(format!("{root}/etc/hosts"), "127.0.0.1 the-router\n").unwrap();
+    let main = Upstream::named("main", 200).await;
+    let router = router_to(&main.url());
+    let nobody = Port::reserve();
+    for (port, healthy) in [
+        (router.instrumentation.port(), true),
+        (nobody.address.port(), false),
+    ] {
+        let mut health = inside(&words("CMD "), &[]);
+        health.env("CANARY_ROUTER_URL", format!("http://the-router:{port}"));
+        let output = run(health, "util-linux", Vec::new()).await;
+        assert_eq!(output.status.success(), healthy, "{output:?}");
+    }
+
+    let authorities = fs::read_to_string(format!("{root}/etc/ssl/certs/ca-certificates.crt"));
+    assert!(authorities.unwrap().contains("BEGIN CERTIFICATE"));
+    let user = fs::read_to_string(format!("{root}/etc/passwd")).unwrap();
+    assert!(
+        user.starts_with("canary-router:x:10001:10001:")
+            && dockerfile.contains("\nUSER 10001:10001\n")
+    );
+}
