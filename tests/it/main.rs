@@ -52,6 +52,7 @@ mod hangups;
 mod headers;
 mod http2_review;
 mod informational;
+mod kubernetes;
 mod liars;
 mod limits;
 mod logs;
