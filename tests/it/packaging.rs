@@ -267,9 +267,11 @@ async fn the_package_has_everything_and_works_where_it_is_unpacked() {
         "/usr/share/canary-router/config.template.json",
         &format!("{doc}/copyright"),
         &format!("{doc}/README.md"),
+        &format!("{doc}/install.md"),
         &format!("{doc}/changelog.gz"),
         &format!("{doc}/changelog.Debian.gz"),
         &format!("{doc}/examples/observability/alerts.yml"),
+        &format!("{doc}/examples/kubernetes/kustomization.yaml"),
     ] {
         assert_eq!(files[wanted], "-rw-r--r--", "{wanted}");
     }
