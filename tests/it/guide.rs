@@ -4,11 +4,13 @@ use std::{
     collections::HashMap,
     fs,
     io::Write,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     time::Instant,
 };
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
 use crate::{peers::Scratch, support::*};
@@ -188,7 +190,7 @@ fn a_page_is_split_into_commands_what_they_show_and_files() {
 /// A shell in an empty folder. What it has begun in the background ends with it.
 struct Reader {
     shell: Child,
-    commands: Option<ChildStdin>,
+    commands: ChildStdin,
     folder: Scratch,
     ports: HashMap<u16, Port>,
     step: usize,
@@ -220,13 +222,15 @@ impl Reader {
                 format!("http://{}", ports[&8888].address),
             )
             .env_remove("NO_COLOR")
-            .stdin(Stdio::piped());
+            .stdin(Stdio::piped())
+            .process_group(0);
         let mut shell = shell.spawn().unwrap();
         let mut commands = shell.stdin.take().unwrap();
-        writeln!(commands, "trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT").unwrap();
+        // Where the test is killed, and nothing is dropped, it comes to the end of its input.
+        writeln!(commands, "trap 'kill $(jobs -p)' EXIT").unwrap();
         Reader {
             shell,
-            commands: Some(commands),
+            commands,
             folder,
             ports,
             step: 0,
@@ -261,7 +265,7 @@ impl Reader {
         let line = format!(
             ". {block} </dev/null >{output} 2>&1; echo $? >{done}.new; mv {done}.new {done}"
         );
-        writeln!(self.commands.as_mut().unwrap(), "{line}").unwrap();
+        writeln!(self.commands, "{line}").unwrap();
         let said = || fs::read_to_string(&output).unwrap_or_default();
         eventually(|| {
             if let Some(status) = self.shell.try_wait().unwrap() {
@@ -352,10 +356,8 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        drop(self.commands.take());
-        let id = self.shell.id().to_string();
-        let _ended = Command::new("kill").arg(id).stderr(Stdio::null()).status();
-        let _ended = self.shell.wait();
+        let _gone = kill_process_group(Pid::from_child(&self.shell), Signal::KILL);
+        let _reaped = self.shell.wait();
     }
 }
 

@@ -38,6 +38,8 @@ mod framing;
 mod grpc;
 mod guide;
 mod guide_nginx;
+mod guide_places;
+mod guide_words;
 mod h2;
 mod h2_abuse;
 mod h2_conformance;
