@@ -1,6 +1,6 @@
 //! What is wrong with a configuration: all of it at once.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use super::files::Stamps;
 
@@ -39,15 +39,29 @@ impl fmt::Display for ConfigError {
                 writeln!(f)?;
             }
             let Problem { path, message, .. } = problem;
-            match (&problem.variable, path.as_str()) {
-                (None, "") => write!(f, "{}: {message}", self.file)?,
-                (None, path) => write!(f, "{}: {path}: {message}", self.file)?,
-                (Some(name), "") => write!(f, "{ENVIRONMENT}: {name}: {message}")?,
-                (Some(name), path) => write!(f, "{ENVIRONMENT}: {name} ({path}): {message}")?,
-            }
+            let place = match (&problem.variable, path.as_str()) {
+                (None, "") => self.file.clone(),
+                (None, path) => format!("{}: {path}", self.file),
+                (Some(name), "") => format!("{ENVIRONMENT}: {name}"),
+                (Some(name), path) => format!("{ENVIRONMENT}: {name} ({path})"),
+            };
+            put_on_a_line(&place, f)?;
+            f.write_str(": ")?;
+            put_on_a_line(message, f)?;
         }
         Ok(())
     }
+}
+
+/// Keys and names of files are told as they were written: none of them begins a line or moves a cursor.
+fn put_on_a_line(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for c in text.chars() {
+        match c.is_control() {
+            true => write!(f, "{}", c.escape_default())?,
+            false => f.write_char(c)?,
+        }
+    }
+    Ok(())
 }
 
 /// Collects problems while a configuration is being read.

@@ -245,6 +245,24 @@ fn all_problems_are_told_at_once() {
     }
 }
 
+/// Found by the fuzzer: a key with a line feed in it made two lines of one, the second as its author liked.
+#[test]
+fn a_problem_is_a_line_whatever_the_file_holds() {
+    let file = with(json!({
+        "a\nb\u{1b}[2J": 1,
+        "fallback": {"static": {"status": 503, "file": "no\n\0thing"}}
+    }));
+    let error = Config::parse("test.json", &file.to_string()).expect_err("it must be refused");
+    let told = error.to_string();
+    let lines: Vec<&str> = told.split('\n').collect();
+    assert_eq!(lines.len(), error.problems.len());
+    assert!(
+        lines[0].starts_with("test.json: /a\\nb\\u{1b}[2J: unknown key"),
+        "{told}"
+    );
+    assert!(!lines.iter().any(|line| line.contains(char::is_control)));
+}
+
 #[test]
 fn a_misspelt_key_names_the_nearest_known_one() {
     for (changes, path, nearest) in [
