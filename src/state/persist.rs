@@ -29,6 +29,9 @@ const VERSION: u64 = 2;
 /// What the file says it is, so that another one is not taken for it.
 const KIND: &str = "canary-router state";
 
+/// No number of a rollout gets further in any process: what is greater was not written by us, and may not be added to.
+const MOST: u64 = 1 << 53;
+
 /// What one process leaves to the next.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Kept {
@@ -176,6 +179,16 @@ impl Course {
         let phase = Phase::ALL
             .into_iter()
             .find(|phase| phase.label() == self.phase)?;
+        let counts = self.accounts.iter().flat_map(|account| {
+            let kinds = [account.requests, account.failures, account.failed];
+            kinds.into_iter().chain(account.slow.iter().copied())
+        });
+        let mut numbers = counts
+            .flatten()
+            .chain([self.elapsed_ms, self.epoch, self.numbered]);
+        if numbers.any(|number| number > MOST) {
+            return None;
+        }
         let steps = self.steps.iter().map(|step| {
             Some(Step {
                 weight: Weight::new(step.weight)?,
@@ -466,6 +479,14 @@ mod tests {
             ),
             (
                 text.replace("\"weight\":500", "\"weight\":10001"),
+                "rollout makes no sense",
+            ),
+            (
+                text.replace("\"epoch\":4", "\"epoch\":18446744073709551615"),
+                "rollout makes no sense",
+            ),
+            (
+                text.replace("\"requests\":[95,5]", "\"requests\":[95,18446744073709551615]"),
                 "rollout makes no sense",
             ),
             (text.replace("0007", "000"), "rollout makes no sense"),
