@@ -486,7 +486,10 @@ mod tests {
                 "rollout makes no sense",
             ),
             (
-                text.replace("\"requests\":[95,5]", "\"requests\":[95,18446744073709551615]"),
+                text.replace(
+                    "\"requests\":[95,5]",
+                    "\"requests\":[95,18446744073709551615]",
+                ),
                 "rollout makes no sense",
             ),
             (text.replace("0007", "000"), "rollout makes no sense"),

@@ -119,19 +119,18 @@ async fn no_request_goes_on_a_connection_that_was_made_by_other_settings() {
     let program =
         Program::start(json!({"main-target": main.url(), "canary-target": main.url()})).await;
     let mut client = Client::connect(program.address).await;
-    let mut made = 0;
-    for config in [
+    let others = [
         json!({"idle-conn-timeout": "50s"}),
         json!({"max-conn-age": "50s"}),
         json!({"max-idle-conns": 7}),
         json!({"connect-timeout": "500ms"}),
         json!({}),
-    ] {
+    ];
+    for (made, config) in (1..).zip(others) {
         let config = json!({"proxy-client": {"to-main-and-canary": config}});
         change(&program, config.clone()).await;
         let asked = client.roundtrip("GET", head("GET /", "")).await;
         assert_eq!(asked.status, 200);
-        made += 1;
         eventually(|| main.connections() == (made, 1)).await;
     }
 }
