@@ -43,27 +43,6 @@ fn every_configuration_in_the_readme_is_one() {
 }
 
 #[test]
-fn every_key_of_the_template_is_explained_in_the_readme() {
-    fn leaves(value: &serde_json::Value, key: &str, found: &mut Vec<String>) {
-        match value.as_object() {
-            Some(object) => object
-                .iter()
-                .for_each(|(key, value)| leaves(value, key, found)),
-            None => found.push(key.to_owned()),
-        }
-    }
-    let template = concat!(env!("CARGO_MANIFEST_DIR"), "/config.template.json");
-    let template = serde_json::from_str(&std::fs::read_to_string(template).unwrap()).unwrap();
-    let mut keys = Vec::new();
-    leaves(&template, "", &mut keys);
-    assert!(keys.len() > 20);
-    let readme = readme();
-    for key in keys {
-        assert!(readme.contains(&key), "README.md says nothing of {key}");
-    }
-}
-
-#[test]
 fn prometheus_takes_the_scrape_configuration() {
     let folder = scratch("scrape");
     let file = folder.join("prometheus.yml");
