@@ -12,6 +12,8 @@ WORKDIR /src
 COPY packaging/image packaging/image
 RUN packaging/image tools
 COPY . .
+# What --version says beside the version: there is no git here.
+ARG CANARY_BUILD_COMMIT
 RUN packaging/image root /image
 
 FROM scratch

@@ -51,3 +51,15 @@ pub mod uuid;
 
 /// This build's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The commit that this build is of; empty where nobody knows (`build.rs`).
+pub const COMMIT: &str = match option_env!("BUILD_COMMIT") {
+    Some(commit) => commit,
+    None => "",
+};
+
+/// The version with the commit, and the commit's date, where they are known: `0.1.0 (abcdef123456 2026-11-25)`.
+pub const LONG_VERSION: &str = match option_env!("BUILD_VERSION") {
+    Some(version) => version,
+    None => VERSION,
+};

@@ -5,7 +5,7 @@ use std::{path::PathBuf, pin::pin, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use canary_router::{
-    VERSION,
+    COMMIT, LONG_VERSION, VERSION,
     app::{
         App, Running,
         succession::{Corrections, Program, Successor},
@@ -34,7 +34,7 @@ const CORRECTIONS: Duration = Duration::from_millis(100);
 #[derive(Parser)]
 #[command(
     name = "canary-router",
-    version,
+    version = LONG_VERSION,
     about,
     args_conflicts_with_subcommands = true
 )]
@@ -85,7 +85,7 @@ fn run(source: Source) -> Result<()> {
     let program = Program::of_this_process().context("cannot find the file of this program")?;
     let config = source.load()?;
     let _log_until_the_end = telemetry::init(config.log).context("cannot start the log")?;
-    info!(version = VERSION, "canary-router starts");
+    info!(version = VERSION, commit = COMMIT, "canary-router starts");
     info!(file = %source, "configuration loaded");
     if !config.variables.is_empty() {
         let variables = config.variables.join(" ");

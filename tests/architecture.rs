@@ -40,7 +40,7 @@ const HOUSE: &[Room] = &[
     Room {
         name: "control",
         may_use: &[
-            "state", "policy", "config", "clock", "causes", "uuid", "roots", "VERSION",
+            "state", "policy", "config", "clock", "causes", "uuid", "roots", "VERSION", "COMMIT",
         ],
         why: "the control plane does not reach into requests",
     },

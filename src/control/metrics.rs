@@ -14,7 +14,7 @@ use prometheus::{
 
 use super::{Control, analyst::Analyst, decisions};
 use crate::{
-    VERSION,
+    COMMIT, VERSION,
     policy::{
         CacheResult, CodeClass, FailureKind, Fallback, Reason, SidecarResult, SidecarStatuses,
         Target,
@@ -123,7 +123,7 @@ impl Collector for Families {
                 "canary_router_build_info",
                 "What is running; the value is always 1",
                 MetricType::GAUGE,
-                vec![gauge(&[("version", VERSION)], 1.0)],
+                vec![gauge(&[("commit", COMMIT), ("version", VERSION)], 1.0)],
             ),
         ];
         families.extend(breakers(admission));

@@ -241,7 +241,7 @@ async fn version_and_help_are_told_on_stdout() {
     assert_eq!(process.ended().await.code(), Some(0));
     assert_eq!(
         process.stdout(),
-        [format!("canary-router {}", canary_router::VERSION)]
+        [format!("canary-router {}", canary_router::LONG_VERSION)]
     );
     let mut process = Process::start(&folder, &["--help"]);
     assert_eq!(process.ended().await.code(), Some(0));

@@ -85,3 +85,4 @@ mod tls;
 mod traces;
 mod trailers;
 mod upgrades;
+mod version;

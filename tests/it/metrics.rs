@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use canary_router::{VERSION, app::App, clock::now, config::Config};
+use canary_router::{COMMIT, VERSION, app::App, clock::now, config::Config};
 use serde_json::{Value, json};
 
 use crate::support::*;
@@ -443,7 +443,7 @@ async fn the_page_tells_about_the_build_and_the_process() {
     let page = page.text();
     assert_eq!(
         family(&page, "canary_router_build_info").last().unwrap(),
-        &format!("canary_router_build_info{{version=\"{VERSION}\"}} 1")
+        &format!("canary_router_build_info{{commit=\"{COMMIT}\",version=\"{VERSION}\"}} 1")
     );
     for name in [
         "process_cpu_seconds_total",
