@@ -48,20 +48,19 @@ async fn help(words: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The words behind each `canary-router` in a text, up to what ends a command.
+/// The words behind each `canary-router` that begins a command, up to what ends it.
 fn commands(text: &str) -> Vec<Vec<&str>> {
+    const BEFORE: [&str; 8] = ["|", "||", "&&", ";", "--", "do", "sudo", "until"];
+    const BEHIND: [&str; 7] = ["|", "||", ">", "&", ";", "#", "2>"];
     let mut found = Vec::new();
     for line in text.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
-        for (at, _) in words
-            .iter()
-            .enumerate()
-            .filter(|(_, word)| **word == "canary-router")
-        {
-            let behind = words[at + 1..].iter().copied();
-            let behind =
-                behind.take_while(|word| !["|", "||", ">", "&", ";", "#", "2>"].contains(word));
-            found.push(behind.collect());
+        for at in 0..words.len() {
+            let begins = at == 0 || BEFORE.contains(&words[at - 1]);
+            if words[at] == "canary-router" && begins {
+                let behind = words[at + 1..].iter().copied();
+                found.push(behind.take_while(|word| !BEHIND.contains(word)).collect());
+            }
         }
     }
     found

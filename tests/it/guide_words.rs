@@ -15,14 +15,37 @@ use crate::{peers::Scratch, support::*};
 
 pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// What is not ours to check begins so: programs, and variables of nginx, of others.
-const FOREIGN: [&str; 23] = [
-    "$", "apt-get ", "cargo ", "curl ", "dmesg", "docker ", "grep ", "go ", "hash $", "kill ",
-    "kubectl ", "listen ", "net.", "nginx ", "node ", "perf ", "proxy_", "python3 ", "ss ", "ssh ",
-    "strace ", "sysctl ", "ulimit ",
+const FOREIGN: [&str; 26] = [
+    "$",
+    "apt ",
+    "apt-get ",
+    "cargo ",
+    "curl ",
+    "dmesg",
+    "docker ",
+    "grep ",
+    "go ",
+    "hash $",
+    "kill ",
+    "kubectl ",
+    "listen ",
+    "net.",
+    "nginx ",
+    "node ",
+    "perf ",
+    "proxy_",
+    "python3 ",
+    "ss ",
+    "ssh ",
+    "strace ",
+    "sysctl ",
+    "systemctl ",
+    "systemd-analyze ",
+    "ulimit ",
 ];
 
 /// Other people's words, by themselves.
-const NOT_OURS: [&str; 8] = [
+const NOT_OURS: [&str; 9] = [
     "/",
     "//",
     "//a",
@@ -31,10 +54,13 @@ const NOT_OURS: [&str; 8] = [
     "Too many open files (os error 24)",
     "canary.fails",
     "h2-both",
+    "musl-tools",
 ];
 /// What is described here, and comes from elsewhere at the same time.
-pub const COMING: [&str; 10] = [
+pub const COMING: [&str; 13] = [
     "check",
+    "completions",
+    "man",
     "reload",
     "reload.watch",
     "/reload",
@@ -44,6 +70,7 @@ pub const COMING: [&str; 10] = [
     "operations.md",
     "kubernetes/README.md",
     "config.last_failure",
+    "$schema",
 ];
 
 pub fn read(path: impl AsRef<Path>) -> String {
