@@ -8,10 +8,7 @@ use std::{cell::RefCell, io::Write, sync::Arc, time::Instant};
 use http::Version;
 
 use super::notes::Entry;
-use crate::{
-    clock,
-    policy::{SidecarResult, SidecarStatuses},
-};
+use crate::{clock, policy::SidecarResult};
 
 /// Where whole lines go.
 pub type Lines = Arc<dyn Fn(&[u8]) + Send + Sync>;
@@ -35,9 +32,9 @@ impl AccessLog {
     }
 
     /// A request is over.
-    pub fn add(&self, entry: &Entry, statuses: SidecarStatuses, now: Instant) {
+    pub fn add(&self, entry: &Entry, now: Instant) {
         let mut waiting = self.waiting.borrow_mut();
-        put_line(&mut waiting, entry, statuses, now);
+        put_line(&mut waiting, entry, now);
         if waiting.len() >= PIECE {
             self.hand_on(&mut waiting);
         }
@@ -63,7 +60,7 @@ impl Drop for AccessLog {
     }
 }
 
-fn put_line(out: &mut Vec<u8>, entry: &Entry, statuses: SidecarStatuses, now: Instant) {
+fn put_line(out: &mut Vec<u8>, entry: &Entry, now: Instant) {
     put(out, r#"{"@time":""#);
     let _into_memory = write!(out, "{}", humantime::format_rfc3339_millis(clock::wall()));
     put(out, r#"","level":"info","msg":"request","client":"#);
@@ -90,7 +87,7 @@ fn put_line(out: &mut Vec<u8>, entry: &Entry, statuses: SidecarStatuses, now: In
             put(out, r#","target":""#);
             put(out, reason.target().label());
             put(out, r#"","reason":"#);
-            put_text(out, reason.label(statuses).as_bytes());
+            put_text(out, reason.label(entry.statuses).as_bytes());
         }
         None => put(out, r#","target":null,"reason":null"#),
     }

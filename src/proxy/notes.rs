@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     clock,
-    policy::{FailureKind, Reason, SidecarResult, Target},
+    policy::{FailureKind, Reason, SidecarResult, SidecarStatuses, Target},
 };
 
 /// The notes of a client's current request, if there are any.
@@ -38,6 +38,8 @@ pub struct Entry {
     pub request_id: Box<[u8]>,
     /// Where it was to go, why, and when that was known.
     pub decided: Option<(Reason, Instant)>,
+    /// By which statuses the sidecar answers; they are in the words for the reason.
+    pub statuses: SidecarStatuses,
     /// What the sidecar was asked for it.
     pub question: Option<Question>,
     /// The upstreams that it was sent to, in order.
@@ -154,6 +156,7 @@ impl Notes {
             }),
             request_id: Box::default(),
             decided: None,
+            statuses: kit.config.sidecar_statuses,
             question: None,
             attempts: Vec::new(),
             status: None,
@@ -275,12 +278,11 @@ impl Drop for Entry {
     fn drop(&mut self) {
         let worker = &self.worker;
         let now = clock::now();
-        let statuses = worker.kit().config.sidecar_statuses;
         if self.has_line {
-            worker.access.add(self, statuses, now);
+            worker.access.add(self, now);
         }
         if let (Some(tracer), Some(trace)) = (&worker.tracer, &self.trace) {
-            tracer.leave(trace::spans(self, trace, statuses, now));
+            tracer.leave(trace::spans(self, trace, now));
         }
     }
 }

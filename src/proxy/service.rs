@@ -155,7 +155,10 @@ async fn route(
     };
     let (admitted, permit) = admit(reason, &kit.admission);
     let decided = clock::recent();
-    notes.add(|entry| entry.decided = Some((admitted, decided)));
+    notes.add(|entry| {
+        entry.decided = Some((admitted, decided));
+        entry.statuses = config.sidecar_statuses;
+    });
     let mut record = Record::new(client.clone(), admitted, started, permit);
     // What was demoted is not where chance has put it.
     if let Some((snapshot, trial)) = trial

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     clock,
-    policy::{SidecarResult, SidecarStatuses, Weight},
+    policy::{SidecarResult, Weight},
     state::spans::{Attribute, Span, SpanKind, SpanSink, Spans},
 };
 
@@ -153,7 +153,7 @@ fn state(head: &RequestHead) -> Option<Box<str>> {
 
 /// The spans of a request that is over: its own, the decision with the question to the sidecar in it, and one for
 /// each upstream. Names of attributes are OpenTelemetry's semantic conventions for HTTP, but for our own.
-pub fn spans(entry: &Entry, trace: &Trace, statuses: SidecarStatuses, now: Instant) -> Spans {
+pub fn spans(entry: &Entry, trace: &Trace, now: Instant) -> Spans {
     let wall = clock::wall();
     let at = |moment: Instant| wall - now.saturating_duration_since(moment);
     let method = Method::of(entry);
@@ -164,7 +164,7 @@ pub fn spans(entry: &Entry, trace: &Trace, statuses: SidecarStatuses, now: Insta
         let attributes = entry.decided.map(|(reason, _)| {
             vec![
                 ("canary_router.target", reason.target().label().into()),
-                ("canary_router.reason", reason.label(statuses).into()),
+                ("canary_router.reason", reason.label(entry.statuses).into()),
             ]
         });
         let decision = Span {

@@ -5,6 +5,7 @@
 mod counts;
 mod in_flight;
 mod listener;
+mod logs;
 mod refused;
 mod rollout;
 mod upstreams;
