@@ -5,6 +5,7 @@
 mod counts;
 mod in_flight;
 mod listener;
+mod load;
 mod logs;
 mod refused;
 mod rollout;

@@ -131,6 +131,13 @@ impl Program {
         self.status("VmHWM:")
     }
 
+    /// How many threads it has.
+    pub fn threads(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/task", self.process.id()))
+            .unwrap()
+            .count()
+    }
+
     fn status(&self, key: &str) -> u64 {
         let status = self.proc("status");
         let line = status.lines().find_map(|line| line.strip_prefix(key));
