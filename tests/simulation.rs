@@ -329,9 +329,10 @@ impl Simulation {
                 self.stop();
                 self.seen.note(What::Restart, true);
                 let disk = &mut self.disk;
+                let admission = || Arc::clone(&self.admission);
                 let _look = self
                     .ledger
-                    .close(&self.admission, self.now, wall(self.now), |text| {
+                    .close(admission, self.now, wall(self.now), |text| {
                         *disk = text.into();
                         Ok::<_, ()>(())
                     });
@@ -584,9 +585,10 @@ impl Simulation {
 
     fn write(&mut self) {
         let disk = &mut self.disk;
+        let admission = || Arc::clone(&self.admission);
         let look = self
             .ledger
-            .look(&self.admission, self.now, wall(self.now), |text| {
+            .look(admission, self.now, wall(self.now), |text| {
                 *disk = text.into();
                 Ok::<_, ()>(())
             });

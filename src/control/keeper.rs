@@ -189,7 +189,7 @@ impl Writer {
             replace(path, text.as_bytes())
         };
         let (now, wall) = (clock::uptime(), clock::wall());
-        let admission = &self.published.load().admission;
+        let admission = || Arc::clone(&self.published.load().admission);
         let look = match closing {
             false => self.ledger.look(admission, now, wall, put),
             true => self.ledger.close(admission, now, wall, put),

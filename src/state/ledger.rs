@@ -68,16 +68,17 @@ impl Ledger {
     }
 
     /// Has `put` write if there is reason to, and moves the ceiling. To be called before the first request
-    /// and then many times a second.
+    /// and then many times a second. `admission` is what is in force.
     pub fn look<E>(
         &mut self,
-        admission: &Admission,
+        admission: impl FnOnce() -> Arc<Admission>,
         now: Duration,
         wall: SystemTime,
         put: impl FnOnce(&str) -> Result<(), E>,
     ) -> Look<E> {
         // Before all else: who waits for this version waits for what he had changed before he made it.
         let latest = self.progress.latest();
+        let admission = &*admission();
         let before = self.ceiling();
         let (requests, errors) = most(admission.limits());
         let used = admission.used();
@@ -125,12 +126,13 @@ impl Ledger {
     /// The last look: nothing ahead any more.
     pub fn close<E>(
         &mut self,
-        admission: &Admission,
+        admission: impl FnOnce() -> Arc<Admission>,
         now: Duration,
         wall: SystemTime,
         put: impl FnOnce(&str) -> Result<(), E>,
     ) -> Look<E> {
         let latest = self.progress.latest();
+        let admission = &*admission();
         self.write(admission.used(), latest, admission, now, wall, put)
     }
 
@@ -211,7 +213,8 @@ mod tests {
         let mut ledger = Ledger::new(Kept::default(), terms, SharedProgress::new(None));
         let mut look = |ms| {
             let now = Duration::from_millis(ms);
-            let look = ledger.look(&admission, now, UNIX_EPOCH + now, |_| Ok::<_, ()>(()));
+            let admission = || Arc::clone(&admission);
+            let look = ledger.look(admission, now, UNIX_EPOCH + now, |_| Ok::<_, ()>(()));
             (look, ledger.kept.restored.used)
         };
         look(0);
@@ -245,7 +248,8 @@ mod tests {
         let mut ledger = Ledger::new(Kept::default(), terms, SharedProgress::new(None));
         let mut look = |ms, works: bool| {
             let now = Duration::from_millis(ms);
-            ledger.look(&admission, now, UNIX_EPOCH + now, |_| match works {
+            let admission = || Arc::clone(&admission);
+            ledger.look(admission, now, UNIX_EPOCH + now, |_| match works {
                 true => Ok(()),
                 false => Err("full"),
             })
