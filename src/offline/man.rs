@@ -27,9 +27,13 @@ const REST: &[Section] = &[
             ),
             (
                 "SIGHUP",
-                "Read the certificates, keys and CAs again that the configuration names, for new connections. If something is \
-                 wrong with them, or with the configuration, the log says so and all stays as it was. What else has \
-                 changed needs a restart.",
+                "Read the configuration again, and the files that it names, and put it in force: whole or not at all. If \
+                 something is wrong with it, the log says so and all stays as it was.",
+            ),
+            (
+                "SIGUSR2",
+                "Start the program anew, with the listening sockets and what was counted. When it serves, this process \
+                 takes no more connections, finishes what it has, and ends. If it does not come up, this one goes on.",
             ),
         ],
     },
@@ -46,6 +50,15 @@ const REST: &[Section] = &[
             (
                 "CANARY_ROUTER_URL, CANARY_ROUTER_TOKEN_FILE",
                 "What --url and --token-file are unless they are given.",
+            ),
+            (
+                "LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES",
+                "Sockets of a service manager (sd_listen_fds(3)): one called proxy, one called instrumentation, or by the \
+                 ports of the configuration.",
+            ),
+            (
+                "NOTIFY_SOCKET",
+                "Where a service manager is told of READY, RELOADING, STOPPING and MAINPID (sd_notify(3)).",
             ),
         ],
     },

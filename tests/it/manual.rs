@@ -177,7 +177,7 @@ fn the_manual_page_has_everything_that_can_be_said_and_sent() {
                 "[environment: CANARY_ROUTER_URL]",
             ],
         ),
-        ("SIGNALS", &["SIGTERM, SIGINT", "SIGHUP"]),
+        ("SIGNALS", &["SIGTERM, SIGINT", "SIGHUP", "SIGUSR2"]),
         (
             "ENVIRONMENT",
             &["CANARY_ROUTER_...", "CANARY_ROUTER_TOKEN_FILE"],
