@@ -42,9 +42,10 @@ pub struct Recent {
 }
 
 impl Recent {
-    /// Failures per request; `None` without requests.
+    /// Failures per request; `None` without requests. A failure counts when it is known, and its request when it ends:
+    /// for a moment there may be more of them.
     pub fn failure_ratio(&self) -> Option<f64> {
-        (self.requests > 0).then(|| self.failures as f64 / self.requests as f64)
+        (self.requests > 0).then(|| (self.failures as f64 / self.requests as f64).min(1.0))
     }
 }
 
