@@ -155,7 +155,7 @@ fn asks_alike(one: &Arc<Config>, other: &Arc<Config>) -> bool {
         let sidecar = config.sidecar.as_ref()?;
         let upstream = &sidecar.upstream;
         Some((
-            upstream.address.clone(),
+            (upstream.tls, upstream.address.clone()),
             upstream.base_path.clone(),
             upstream.query.clone(),
             (sidecar.body, sidecar.max_body),

@@ -218,6 +218,24 @@ async fn without_an_instrumentation_port_sighup_reloads_all_the_same() {
     folder.write("config.json", config(&other, &json!(0)));
     process.signal("HUP");
     until_text(port.address, "/", "other /").await;
+    // By itself, if that is wanted.
+    let watches = |main: &Upstream| {
+        config(main, &json!(0)).replacen('{', r#"{"reload": {"watch": true}, "#, 1)
+    };
+    folder.write("config.json", watches(&other));
+    process.signal("HUP");
+    let in_force = || {
+        process
+            .log()
+            .iter()
+            .filter(|line| line["msg"] == IN_FORCE)
+            .count()
+    };
+    eventually(|| in_force() == 2).await;
+    folder.write("config.json", watches(&one));
+    until_text(port.address, "/", "one /").await;
+    folder.write("config.json", config(&other, &json!(0)));
+    until_text(port.address, "/", "other /").await;
     folder.write("config.json", config(&one, &json!("all")));
     process.signal("HUP");
     let is_refused = |line: &Value| line["msg"] == STAYS && line["level"] == "error";

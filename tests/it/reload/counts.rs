@@ -336,6 +336,13 @@ async fn what_the_sidecar_has_said_holds_as_long_as_it_would_be_asked_the_same()
         }
         assert_eq!(counts(), expected, "{config}");
     }
+    // Another way to ask is another sidecar, though it is in the same place: this one speaks no TLS.
+    change(&program, json!({})).await;
+    assert_eq!(ask().await, "canary /x");
+    expected[0] += 1;
+    let secure = sidecars[0].url().replace("http:", "https:");
+    change(&program, json!({"sidecar-url": secure})).await;
+    assert_eq!(ask().await, "main /x");
     // Off and on again it begins anew.
     change(&program, json!({"sidecar-url": null, "sidecar": null})).await;
     assert_eq!(ask().await, "main /x");

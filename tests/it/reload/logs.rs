@@ -154,3 +154,20 @@ async fn why_a_request_went_where_it_did_is_told_in_the_words_by_which_it_began(
         "Sidecar returns status code 202"
     );
 }
+
+#[tokio::test]
+async fn the_share_of_requests_that_are_traced_changes() {
+    let (main, collector) = (service("main").await, Upstream::named("", 200).await);
+    let sample = |sample: u64| json!({"tracing": {"endpoint": collector.url(), "sample": sample}});
+    let mut config = json!({"main-target": main.url(), "canary-target": main.url()});
+    merge(&mut config, sample(0));
+    let program = Program::start(config).await;
+    for (share, traced) in [(0, "00"), (100, "01"), (0, "00")] {
+        change(&program, sample(share)).await;
+        assert_eq!(get(program.address, "/", "").await.status, 200);
+        let seen = main.seen().pop().unwrap();
+        let parent = seen.header("traceparent").unwrap_or("-00");
+        assert!(parent.ends_with(traced), "{share}: {parent}");
+    }
+    eventually(|| collector.count() > 0).await;
+}
