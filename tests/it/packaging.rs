@@ -245,7 +245,8 @@ async fn the_package_has_everything_and_works_where_it_is_unpacked() {
         .args(["--binary", BINARY, "--output", &scratch.path("out")])
         .env("DEBFULLNAME", "A test")
         .env("DEBEMAIL", "test@localhost");
-    let output = run(command, "dpkg-dev, and cargo install cargo-deb", Vec::new()).await;
+    // It packs a binary with all that a debugger wants to know, which takes as long as it takes.
+    let output = command.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let made: Vec<_> = fs::read_dir(scratch.path("out")).unwrap().collect();
     let [Ok(package)] = &*made else {

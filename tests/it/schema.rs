@@ -230,6 +230,7 @@ fn full() -> Value {
         "router-server": {"host": "127.0.0.1", "port": 1345, "trusted-proxies": ["10.0.0.0/8"], "tls": {}},
         "proxy-client": {"to-main-and-canary": {"tls": {}}, "to-sidecar": {"tls": {}}},
         "instrumentation": {},
+        "reload": {},
         "log": {},
         "tracing": {"endpoint": "http://collector.example:4318"},
         "state": {}

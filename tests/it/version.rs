@@ -260,7 +260,8 @@ async fn the_version_is_told_with_the_commit() {
 #[test]
 fn the_image_is_built_with_the_script_and_can_be_told() {
     let image = fs::read_to_string(format!("{ROOT}/Dockerfile")).unwrap();
-    assert!(image.contains("\nCOPY Cargo.toml Cargo.lock build.rs ./\n"));
-    let (before, _) = image.split_once("RUN cargo build").unwrap();
-    assert!(before.contains("\nARG CANARY_BUILD_COMMIT\n"));
+    let (before, _) = image.split_once("RUN packaging/image root").unwrap();
+    assert!(before.contains("\nCOPY . .\n") && before.contains("\nARG CANARY_BUILD_COMMIT\n"));
+    let context = fs::read_to_string(format!("{ROOT}/.dockerignore")).unwrap();
+    assert!(context.contains("\n!build.rs\n"));
 }
