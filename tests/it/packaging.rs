@@ -164,7 +164,48 @@ fn the_service_gives_a_drain_its_time() {
         .unwrap();
     // The spans have two seconds, the state as long as the disk takes.
     assert!(drain + 10 <= stop, "{drain} {stop}");
-    assert_eq!(setting(&service, "KillMode"), "mixed");
+}
+
+/// systemd does not wait for a router that has come after another one (SIGUSR2): it is not its child. So the unit does.
+#[tokio::test]
+async fn a_stop_waits_until_the_router_has_ended() {
+    let service = unit(UNITS[0]);
+    let stop = setting(&service, "ExecStop");
+    let script = stop.strip_prefix("/bin/sh -c '").unwrap();
+    let script = script.strip_suffix('\'').unwrap();
+    let stop = |process: &str| {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).env("MAINPID", process);
+        run(command, "coreutils", Vec::new())
+    };
+    let gate = Gate::shut();
+    let slow = gate.clone();
+    let main = Upstream::start(move |_| {
+        let mut steps = vec![Step::Wait(slow.clone())];
+        steps.extend(answer(200, "", "late"));
+        steps
+    })
+    .await;
+    let mut router = Program::start(json!({
+        "main-target": main.url(),
+        "canary-target": main.url(),
+        "log": {"level": "info"}
+    }))
+    .await;
+    let mut client = Client::connect(router.address).await;
+    client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    eventually(|| main.count() == 1).await;
+    let stopping = tokio::spawn(stop(&router.process.id().to_string()));
+    let is_draining = |line: &Value| line["signal"] == "SIGTERM";
+    eventually(|| router.process.log().iter().any(is_draining)).await;
+    assert!(!stopping.is_finished());
+    gate.open();
+    assert_eq!(client.response("GET").await.unwrap().text(), "late");
+    assert!(router.process.ended().await.success());
+    let output = stopping.await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    // One that has crashed is not there to be told.
+    assert!(stop("").await.status.success());
 }
 
 /// The contract between them: the router knows its sockets by these names, and insists on the port.
@@ -240,13 +281,13 @@ async fn dpkg_deb(arguments: &[&str]) -> String {
 #[tokio::test]
 async fn the_package_has_everything_and_works_where_it_is_unpacked() {
     let scratch = Scratch::new();
-    let mut command = Command::new(format!("{HERE}/packaging/deb"));
-    command
+    // Three seconds of work, which a busy machine may well make twenty of.
+    let output = Command::new(format!("{HERE}/packaging/deb"))
         .args(["--binary", BINARY, "--output", &scratch.path("out")])
         .env("DEBFULLNAME", "A test")
-        .env("DEBEMAIL", "test@localhost");
-    // It packs a binary with all that a debugger wants to know, which takes as long as it takes.
-    let output = command.output().unwrap();
+        .env("DEBEMAIL", "test@localhost")
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{output:?}");
     let made: Vec<_> = fs::read_dir(scratch.path("out")).unwrap().collect();
     let [Ok(package)] = &*made else {
