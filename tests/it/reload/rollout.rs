@@ -237,7 +237,7 @@ async fn a_canary_that_hangs_until_a_longer_timeout_than_before_has_failed() {
     let mut config = with(&main, &hangs, timeout("500ms"));
     merge(&mut config, steps(&[50]));
     let program = Program::start(config).await;
-    change(&program, timeout("5s")).await;
+    change(&program, timeout("4s")).await;
     command(&program, "POST", "/rollout/start", "").await;
     let address = program.address;
     let asked = tokio::spawn(together((0..100).map(move |_| get(address, "/", ""))));
