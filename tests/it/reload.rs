@@ -129,6 +129,7 @@ async fn each_trigger_puts_the_file_in_force_that_is_there() {
 
     assert_eq!(reloads(&program, "succeeded").await, 4.0);
     assert_eq!(reloads(&program, "failed").await, 0.0);
+    eventually(|| said(&program, IN_FORCE).len() == 4).await;
     let said = said(&program, IN_FORCE);
     let whys: Vec<_> = said
         .iter()

@@ -49,11 +49,9 @@ async fn a_change_is_noticed_however_it_is_made() {
         change(&program, to(&one)).await;
         program.rewrite(to(&other));
         is_other(&program).await;
+        eventually(|| said(&program, IN_FORCE).len() == 3).await;
         let said = said(&program, IN_FORCE);
-        let whys: Vec<_> = said
-            .iter()
-            .map(|line| line["why"].as_str().unwrap())
-            .collect();
+        let whys: Vec<_> = said.iter().map(|line| &line["why"]).collect();
         assert_eq!(whys, [BY_ITSELF, "an operator", BY_ITSELF]);
     };
     let written_in_place = async {
@@ -190,6 +188,7 @@ async fn each_file_that_the_configuration_names_is_watched() {
             }
             until_reloads(&program, "succeeded", 1.0).await;
             assert_eq!(reloads(&program, "failed").await, 0.0, "{name}");
+            eventually(|| !said(&program, IN_FORCE).is_empty()).await;
             assert_eq!(said(&program, IN_FORCE)[0]["why"], BY_ITSELF);
             if name == "token" {
                 let weight = |token: &str| {
