@@ -22,23 +22,27 @@ use crate::{
         reload::Load,
         traces::{self, CollectorError, Exporter, Pace},
     },
+    policy::quota::ErrorQuota,
     proxy::{
         access::Lines,
         kit::SharedAnswers,
+        listener,
         places::Places,
         split::Lots,
         worker::{self, Run, Setup},
     },
     state::{
         Admission, Durability, Kept, Lifecycle, Phase, Published, Reloads, Seen, SharedProgress,
-        Snapshot, SpanCounts, SpanSink, Spans, Tally, Trials, admission::Terms, spans, trials,
+        Snapshot, SpanCounts, SpanSink, Spans, Tally, Trials,
+        admission::{Terms, Used},
+        spans, trials,
     },
     telemetry,
 };
 
 use self::{
     sockets::{Inherited, Sockets},
-    succession::{Corrections, Predecessor, Program, Successor},
+    succession::{Correction, Corrections, Predecessor, Program, Successor},
 };
 
 /// Everything that can fail has been done: the sockets are bound.
@@ -432,8 +436,8 @@ impl Running {
             .map_err(|error| format!("it cannot be started: {error}"))?;
         let shared = match successor.wants().await {
             Ok(()) => {
-                let counted = self.freeze().await;
-                successor.serves(&counted).await
+                let (counted, errors) = self.freeze().await;
+                successor.serves(&counted, errors).await
             }
             Err(error) => Err(error),
         };
@@ -445,13 +449,14 @@ impl Running {
                 return Err(error);
             }
         };
-        drop(self.sockets().take());
+        let is_managed = self.sockets().take().is_some_and(|sockets| sockets.managed);
         self.lifecycle.enter(Phase::Draining);
         // It is gone only with its process.
         let _gone = self.orders.send(control::Order::Leave);
-        self.run.send_replace(match shared.proxy {
-            true => Run::HandedOver,
-            false => Run::Drain,
+        self.run.send_replace(match (shared.proxy, is_managed) {
+            (true, _) => Run::HandedOver,
+            (false, true) => Run::Released,
+            (false, false) => Run::Drain,
         });
         Ok(successor)
     }
@@ -461,41 +466,61 @@ impl Running {
         self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has nothing counted or decided any more. What was, as it is written.
-    async fn freeze(&self) -> String {
+    /// Has nothing counted or decided any more. What was, as it is written; and its errors.
+    async fn freeze(&self) -> (String, ErrorQuota) {
         let (done, is_done) = oneshot::channel();
         if self.orders.send(control::Order::Freeze(done)).is_ok() {
             let _gone = is_done.await;
         }
         if let Some(keeping) = &self.keeping {
-            let (done, is_done) = std_mpsc::sync_channel(1);
+            let (done, is_done) = oneshot::channel();
             if keeping.send(keeper::Order::Pause(done)).is_ok() {
                 // It is as fast as the disk is.
-                let _gone = is_done.recv();
+                let _gone = is_done.await;
             }
         }
         let admission = &self.published.load().admission;
         let used = admission.freeze();
+        // What comes back from here on is told later.
+        let errors = admission.quota();
+        let used = Used {
+            errors: errors.claimed(),
+            ..used
+        };
         let kept = Kept {
             restored: admission.to_restore(used, clock::uptime()),
             progress: self.progress.latest().1,
             salt: self.salt,
         };
-        kept.to_text(clock::wall())
+        (kept.to_text(clock::wall()), errors)
     }
 
     /// Goes on to count and decide, where [`hand_over`](Running::hand_over) was dropped before it was over.
     pub fn unfreeze(&self) {
-        self.published.load().admission.unfreeze();
-        if let Some(keeping) = &self.keeping {
-            let _gone = keeping.send(keeper::Order::Resume);
+        let snapshot = self.published.load();
+        match &self.keeping {
+            // No further than is on disk.
+            Some(keeping) => {
+                let _gone = keeping.send(keeper::Order::Resume);
+            }
+            None => snapshot.admission.unfreeze(),
+        }
+        if let Some(sockets) = &*self.sockets() {
+            // The other one may have made them its own.
+            let sockets = sockets.proxy.iter().chain(&sockets.instrumentation);
+            for socket in sockets {
+                let patience = snapshot.config.server.write_timeout;
+                if let Err(error) = listener::adopt(socket, patience) {
+                    debug!(%error, "a socket keeps the write-timeout of the other process");
+                }
+            }
         }
         let _gone = self.orders.send(control::Order::Resume);
     }
 
-    /// How many errors are counted, with those that may still come of what is in flight.
-    pub fn errors(&self) -> u64 {
-        self.published.load().admission.used().errors
+    /// How many errors are counted, and may still come of what is in flight.
+    pub fn errors(&self) -> ErrorQuota {
+        self.published.load().admission.quota()
     }
 
     /// What the process before this one still tells, if there is one; to be asked for once.
@@ -504,8 +529,9 @@ impl Running {
     }
 
     /// The process before this one has counted so many more errors, or fewer.
-    pub fn correct(&self, errors: i64) {
-        self.published.load().admission.correct_errors(errors);
+    pub fn correct(&self, by: Correction) {
+        let admission = &self.published.load().admission;
+        admission.correct_errors(by.errors, by.failed);
     }
 
     /// Stops accepting and lets what is in flight end, for `shutdown-timeout` at most.

@@ -8,7 +8,7 @@ use canary_router::{
     COMMIT, LONG_VERSION, VERSION,
     app::{
         App, Running,
-        succession::{Corrections, Program, Successor},
+        succession::{Correction, Corrections, Program, Successor},
     },
     cli::{self, Verb},
     config::Source,
@@ -132,13 +132,8 @@ async fn supervise(mut running: Running, mut signals: Signals, program: Program)
                 continue;
             }
             by = next_correction(&mut corrections) => {
-                match by {
-                    Some(by) => running.correct(by),
-                    None => {
-                        corrections = None;
-                        telemetry::share_stdout(false);
-                    }
-                }
+                heard(&running, by, &mut corrections);
+                telemetry::share_stdout(corrections.is_some());
                 continue;
             }
         };
@@ -181,12 +176,12 @@ async fn supervise(mut running: Running, mut signals: Signals, program: Program)
                 "another process has taken the place of this one, which drains"
             );
             tell_manager(&[NotifyState::MainPid(process)]);
-            finish(running, signals, Some(successor)).await
+            finish(running, signals, Some(successor), corrections).await
         }
         None => {
             tell_manager(&[NotifyState::Stopping]);
             running.drain();
-            finish(running, signals, None).await
+            finish(running, signals, None, None).await
         }
     }
 }
@@ -196,8 +191,8 @@ async fn finish(
     mut running: Running,
     mut signals: Signals,
     mut successor: Option<Successor>,
+    mut corrections: Option<Corrections>,
 ) -> Result<()> {
-    let mut told = running.errors();
     let mut looks = tokio::time::interval(CORRECTIONS);
     let ended = loop {
         tokio::select! {
@@ -207,26 +202,39 @@ async fn finish(
                 running.cut();
                 // What was served is still told of.
                 let _in_vain = tokio::time::timeout(LAST_MOMENT, running.ended()).await;
+                correct(&running, &mut successor).await;
                 bail!("stopped by a second signal before the drain had ended")
             }
-            _ = looks.tick() => correct(&running, &mut successor, &mut told).await,
+            by = next_correction(&mut corrections) => heard(&running, by, &mut corrections),
+            _ = looks.tick() => correct(&running, &mut successor).await,
         }
     };
-    correct(&running, &mut successor, &mut told).await;
+    correct(&running, &mut successor).await;
+    // What the one before this one still tells is for the one after it, which hears nobody else.
+    while ended.is_ok() && successor.is_some() && corrections.is_some() {
+        tokio::select! {
+            by = next_correction(&mut corrections) => heard(&running, by, &mut corrections),
+            _ = signals.stop() => break,
+        }
+        correct(&running, &mut successor).await;
+    }
     gone(ended)
 }
 
 /// Tells who has come after this process what has become of the errors that were reserved.
-async fn correct(running: &Running, successor: &mut Option<Successor>, told: &mut u64) {
-    let errors = running.errors();
+async fn correct(running: &Running, successor: &mut Option<Successor>) {
     if let Some(after) = successor
-        && errors != *told
+        && after.correct(running.errors()).await.is_err()
     {
-        let by = errors.cast_signed() - told.cast_signed();
-        if after.correct(by).await.is_err() {
-            *successor = None;
-        }
-        *told = errors;
+        *successor = None;
+    }
+}
+
+/// The process before this one has told something, or ended.
+fn heard(running: &Running, by: Option<Correction>, corrections: &mut Option<Corrections>) {
+    match by {
+        Some(by) => running.correct(by),
+        None => *corrections = None,
     }
 }
 
@@ -240,7 +248,7 @@ async fn succeed(running: &mut Running, program: &Program) -> Result<Successor, 
 }
 
 /// What the process before this one says next; never, where there is none.
-async fn next_correction(corrections: &mut Option<Corrections>) -> Option<i64> {
+async fn next_correction(corrections: &mut Option<Corrections>) -> Option<Correction> {
     match corrections {
         Some(corrections) => corrections.next().await,
         None => std::future::pending().await,

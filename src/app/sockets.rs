@@ -149,7 +149,7 @@ fn place(name: &str, address: SocketAddr, config: &Config) -> Result<Place, Star
 
 impl Sockets {
     /// Those of the configuration: what of it was inherited, and the rest bound now. What was inherited and is not
-    /// configured any more is closed.
+    /// configured any more, at this address and port, is closed.
     ///
     /// # Errors
     /// An address cannot be had.
@@ -164,21 +164,36 @@ impl Sockets {
             managed,
         } = inherited;
         let patience = config.server.write_timeout;
+        // Who passes sockets has said where they listen.
+        let fits = |listener: &TcpListener, listen: &Listen| {
+            is_at_port(listener, listen) && (managed || is_at_host(listener, listen))
+        };
+        // Those of the process before this one are there until it lets go of them.
+        let bind = |beside: bool, listen: &Listen, count: usize| match beside {
+            true => listener::bind_beside(listen, count, patience),
+            false => listener::bind(listen, count, patience),
+        };
         let listen = &config.server.listen;
-        let proxy: Vec<_> = proxy.into_iter().filter(|it| is_for(it, listen)).collect();
+        let beside = !managed && proxy.iter().any(|it| is_at_port(it, listen));
+        let proxy: Vec<_> = proxy.into_iter().filter(|it| fits(it, listen)).collect();
         let section = config
             .instrumentation
             .as_ref()
             .map(|section| &section.listen);
-        let instrumentation = instrumentation
-            .zip(section)
-            .and_then(|(listener, listen)| is_for(&listener, listen).then_some(listener));
+        let instrumentation = instrumentation.zip(section);
+        let (near, instrumentation) = match instrumentation {
+            Some((listener, listen)) => (
+                !managed && is_at_port(&listener, listen),
+                fits(&listener, listen).then_some(listener),
+            ),
+            None => (false, None),
+        };
         let shared = Shared {
             proxy: !proxy.is_empty(),
             instrumentation: instrumentation.is_some(),
         };
         let proxy = match proxy.is_empty() {
-            true => listener::bind(listen, workers, patience)
+            true => bind(beside, listen, workers)
                 .map(|bound| bound.into_iter().map(|listener| vec![listener]).collect()),
             false => deal(proxy, workers, patience, managed),
         };
@@ -192,7 +207,7 @@ impl Sockets {
                     Some(listener)
                 }
                 (Some(listen), None) => {
-                    let bound = listener::bind(listen, 1, patience);
+                    let bound = bind(near, listen, 1);
                     bound
                         .map_err(|error| cannot("/instrumentation", listen, error))?
                         .pop()
@@ -232,12 +247,19 @@ fn cannot(key: &'static str, listen: &Listen, error: io::Error) -> StartError {
     }
 }
 
-/// Whether who connects to this address would get to that listener. A name may have another address by now; it is the
-/// port that people know.
-fn is_for(listener: &TcpListener, listen: &Listen) -> bool {
-    listener
-        .local_addr()
-        .is_ok_and(|address| address.port() == listen.port)
+/// Whether a listener has the configured port.
+fn is_at_port(listener: &TcpListener, listen: &Listen) -> bool {
+    let address = listener.local_addr();
+    address.is_ok_and(|address| address.port() == listen.port)
+}
+
+/// Whether it has the configured address, too: who has configured a narrower one relies on it. A name that nobody
+/// knows at this moment is the one of before.
+fn is_at_host(listener: &TcpListener, listen: &Listen) -> bool {
+    let (Ok(own), Ok(addresses)) = (listener.local_addr(), listener::addresses(listen)) else {
+        return true;
+    };
+    addresses.iter().any(|address| address.ip() == own.ip())
 }
 
 /// Shares sockets out. All are served: each has a queue of its own. Where there are too few of them more are bound, if

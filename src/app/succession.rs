@@ -7,7 +7,7 @@
 //! old one goes on as if nothing had been.
 //!
 //! Both say a line of JSON at a time. The old one: what was counted (as in a state file), then
-//! `{"errors": -2}`, so many more than it had said. The new one: `{"wants": "state"}`, then
+//! `{"errors": -2, "failed": 1}`, so many more than it had said, and how many requests have failed. The new one: `{"wants": "state"}`, then
 //! `{"serves": {"proxy": true, "instrumentation": true}}`, which is whether it has the sockets.
 
 use std::{
@@ -36,7 +36,7 @@ use tokio::{
 };
 
 use super::sockets::{Inherited, Shared, listener_of};
-use crate::{clock, state::Kept};
+use crate::{clock, policy::quota::ErrorQuota, state::Kept};
 
 /// Tells the new process what it was started with. Not one of the configuration's names.
 const VARIABLE: &str = "_CANARY_ROUTER_SUCCESSION";
@@ -65,6 +65,8 @@ pub struct Program {
 pub struct Successor {
     child: Child,
     serves: bool,
+    /// What it knows of the errors.
+    told: ErrorQuota,
     said: Lines<AsyncBufReader<OwnedReadHalf>>,
     talk: OwnedWriteHalf,
 }
@@ -138,6 +140,7 @@ impl Program {
         Ok(Successor {
             child,
             serves: false,
+            told: ErrorQuota::default(),
             said: AsyncBufReader::new(said).lines(),
             talk,
         })
@@ -161,11 +164,12 @@ impl Successor {
         }
     }
 
-    /// Tells it. When it serves, says of which sockets.
+    /// Tells it, `errors` among them. When it serves, says of which sockets.
     ///
     /// # Errors
     /// It has ended, or takes too long.
-    pub async fn serves(&mut self, counted: &str) -> Result<Shared, String> {
+    pub async fn serves(&mut self, counted: &str, errors: ErrorQuota) -> Result<Shared, String> {
+        self.told = errors;
         let told = self.talk.write_all(counted.as_bytes()).await;
         told.map_err(|error| format!("it does not listen: {error}"))?;
         match self.next(CLOSE).await? {
@@ -183,12 +187,18 @@ impl Successor {
         }
     }
 
-    /// There are so many more errors than it was told of.
+    /// Tells it what has become of the errors since it was told of them last.
     ///
     /// # Errors
     /// It is not there any more.
-    pub async fn correct(&mut self, errors: i64) -> io::Result<()> {
-        let line = format!("{}\n", json!({"errors": errors}));
+    pub async fn correct(&mut self, errors: ErrorQuota) -> io::Result<()> {
+        let told = std::mem::replace(&mut self.told, errors);
+        if told == errors {
+            return Ok(());
+        }
+        let by = errors.claimed().cast_signed() - told.claimed().cast_signed();
+        let failed = i64::from(errors.errors) - i64::from(told.errors);
+        let line = format!("{}\n", json!({"errors": by, "failed": failed}));
         self.talk.write_all(line.as_bytes()).await
     }
 
@@ -297,15 +307,23 @@ impl Predecessor {
     }
 }
 
+/// What has become of errors that another process had counted.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Correction {
+    /// There are so many more, or fewer.
+    pub errors: i64,
+    /// So many requests have failed.
+    pub failed: i64,
+}
+
 /// What the process before this one still tells.
 pub struct Corrections(Lines<AsyncBufReader<AsyncUnixStream>>);
 
 impl Corrections {
-    /// So many more errors than was said; `None` when it has ended.
-    pub async fn next(&mut self) -> Option<i64> {
+    /// What has become of the errors; `None` when it has ended.
+    pub async fn next(&mut self) -> Option<Correction> {
         let line = self.0.next_line().await.ok()??;
-        let said: serde_json::Value = serde_json::from_str(&line).ok()?;
-        Some(said["errors"].as_i64().unwrap_or(0))
+        serde_json::from_str(&line).ok()
     }
 }
 

@@ -254,14 +254,24 @@ impl Admin {
         self.reloader.have_files_changed()
     }
 
-    async fn change(&self, route: Route, body: Incoming) -> Result<(), Error> {
-        if self.is_frozen() {
-            let text = ReloadRefused::Succeeded.to_string();
-            return Err(Error::new(StatusCode::CONFLICT, text));
+    /// Whether a change would be one of the process that comes after this one, too.
+    fn decides(&self) -> Result<(), Error> {
+        match self.is_frozen() {
+            false => Ok(()),
+            true => {
+                let text = ReloadRefused::Succeeded.to_string();
+                Err(Error::new(StatusCode::CONFLICT, text))
+            }
         }
+    }
+
+    async fn change(&self, route: Route, body: Incoming) -> Result<(), Error> {
+        self.decides()?;
         match route {
             Route::Weight(form) => {
                 let weight = read(form, body).await?;
+                // It may have taken a while.
+                self.decides()?;
                 self.command(Command::SetWeight(weight)).await
             }
             Route::Rollout(command) => self.command(command).await,

@@ -11,11 +11,12 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender},
+        mpsc::{Receiver, RecvTimeoutError},
     },
     time::Duration,
 };
 
+use tokio::sync::oneshot;
 use tracing::{error, info};
 
 use crate::{
@@ -79,7 +80,7 @@ pub struct Keeper {
 pub enum Order {
     /// Write what there is, with nothing ahead, and leave the file to somebody else: no count rises any more. Says
     /// when that is done.
-    Pause(SyncSender<()>),
+    Pause(oneshot::Sender<()>),
     /// Go on: nobody else has taken it.
     Resume,
 }
@@ -174,7 +175,12 @@ impl Writer {
                     // Who asked may have given up.
                     let _nobody = done.send(());
                 }
-                Ok(Order::Resume) => paused = false,
+                Ok(Order::Resume) => {
+                    paused = false;
+                    // The other one may have written.
+                    self.ledger.write_again();
+                    self.look(false);
+                }
             }
         }
         if !paused {

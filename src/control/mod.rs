@@ -68,6 +68,9 @@ const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take to send a request head, idle time included.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long who is connected may take to get an answer when another process has taken the place of this one.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// How often it is looked whether anything follows from what the workers saw.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -161,13 +164,24 @@ async fn work(
         Rc::clone(&admin),
     ));
     let (leave, left) = watch::channel(false);
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     spawn_local(obey(orders, Rc::clone(&admin), leave));
     spawn_local(watch_files(control.published, Rc::clone(&admin)));
     if let Some(listener) = listener {
-        spawn_local(serve(listener, Rc::clone(&admin), left));
+        spawn_local(serve(
+            listener,
+            Rc::clone(&admin),
+            Arc::clone(&places),
+            left,
+        ));
     }
     // Nobody sends anything but that.
     let _stopped = stop.wait_for(|stop| *stop).await;
+    if admin.is_frozen() {
+        // Both processes have listened for a moment, and who came to this one does not know.
+        let all = places.acquire_many(MAX_CONNECTIONS as u32);
+        let _silent = tokio::time::timeout(LAST_WORDS, all).await;
+    }
     // The workers are gone: nothing comes behind.
     let mut analyst = analyst.borrow_mut();
     if !admin.is_frozen() {
@@ -177,8 +191,12 @@ async fn work(
     Ok(())
 }
 
-async fn serve(listener: TcpListener, admin: Rc<Admin>, mut left: watch::Receiver<bool>) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+async fn serve(
+    listener: TcpListener,
+    admin: Rc<Admin>,
+    places: Arc<Semaphore>,
+    mut left: watch::Receiver<bool>,
+) {
     loop {
         let next = async {
             // Who waits for a place waits in the kernel's queue.
@@ -196,7 +214,9 @@ async fn serve(listener: TcpListener, admin: Rc<Admin>, mut left: watch::Receive
         let (admin, mut left) = (Rc::clone(&admin), left.clone());
         spawn_local(async move {
             let _place = place;
+            let (begin, mut begun) = watch::channel(false);
             let service = service_fn(|request| {
+                begin.send_replace(true);
                 let admin = Rc::clone(&admin);
                 async move { admin.answer(request).await }
             });
@@ -206,9 +226,14 @@ async fn serve(listener: TcpListener, admin: Rc<Admin>, mut left: watch::Receive
                     .header_read_timeout(HEAD_TIMEOUT)
                     .serve_connection(TokioIo::new(Impatient::new(stream)), service)
             );
+            // One that has not begun would be closed at once, with what it is about to ask.
+            let is_over = async {
+                let _left = left.wait_for(|left| *left).await;
+                let _begun = begun.wait_for(|begun| *begun).await;
+            };
             let served = tokio::select! {
                 served = &mut served => served,
-                _ = left.wait_for(|left| *left) => {
+                () = is_over => {
                     served.as_mut().graceful_shutdown();
                     served.await
                 }

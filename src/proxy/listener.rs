@@ -70,6 +70,18 @@ pub fn join(
         .collect()
 }
 
+/// As [`bind`], where others of ours may listen on the same port, of another address that covers this one.
+///
+/// # Errors
+/// As for [`bind`]; those others are not of this kind.
+pub fn bind_beside(
+    listen: &Listen,
+    count: usize,
+    write_timeout: Duration,
+) -> io::Result<Vec<StdListener>> {
+    join(resolve(listen)?, count.max(1), write_timeout)
+}
+
 /// Makes a listening socket that somebody else has made one of ours.
 ///
 /// # Errors
@@ -78,11 +90,18 @@ pub fn adopt(listener: &StdListener, write_timeout: Duration) -> io::Result<()> 
     prepare(&SockRef::from(listener), write_timeout)
 }
 
+/// All addresses of a name.
+///
+/// # Errors
+/// Nobody knows it.
+pub fn addresses(listen: &Listen) -> io::Result<Vec<SocketAddr>> {
+    let addresses = (listen.host.as_str(), listen.port).to_socket_addrs()?;
+    Ok(addresses.collect())
+}
+
 /// The address of a name; IPv4 where there is a choice, as the original did.
 fn resolve(listen: &Listen) -> io::Result<SocketAddr> {
-    let mut addresses: Vec<_> = (listen.host.as_str(), listen.port)
-        .to_socket_addrs()?
-        .collect();
+    let mut addresses = addresses(listen)?;
     addresses.sort_by_key(SocketAddr::is_ipv6);
     addresses
         .first()

@@ -407,7 +407,8 @@ async fn work(setup: Setup) -> io::Result<()> {
     let timeout = worker.kit().config.server.shutdown_timeout;
     let how = *run.borrow();
     let settling = match how {
-        Run::HandedOver => NO_HURRY,
+        // They have to be closed before they are cut.
+        Run::HandedOver => NO_HURRY.min(timeout / 2),
         Run::Released | Run::Drain | Run::Cut | Run::On => listener::SETTLING,
     };
     let settled = now + settling.min(timeout);

@@ -466,8 +466,18 @@ impl Admission {
         });
     }
 
-    /// There were so many more errors than was counted, or fewer.
-    pub fn correct_errors(&self, by: i64) {
+    /// Errors, and those that are reserved.
+    pub fn quota(&self) -> ErrorQuota {
+        unpack(self.counts.errors.load(Ordering::Relaxed))
+    }
+
+    /// There were `by` more errors than was counted, or fewer; `failed` of requests of another process have failed.
+    /// What it had reserved is forgotten when the limits are reset: from then on nothing of it can come back.
+    pub fn correct_errors(&self, by: i64, failed: i64) {
+        let by = match self.resets() {
+            0 => by,
+            _ => failed.max(0),
+        };
         let by = i32::try_from(by).unwrap_or(if by < 0 { i32::MIN } else { i32::MAX });
         let _always_some = self.update_errors(|quota| {
             Some(ErrorQuota {

@@ -67,6 +67,11 @@ impl Ledger {
         }
     }
 
+    /// What is on disk may be somebody else's by now.
+    pub fn write_again(&mut self) {
+        self.written = None;
+    }
+
     /// Has `put` write if there is reason to, and moves the ceiling. To be called before the first request
     /// and then many times a second. `admission` is what is in force.
     pub fn look<E>(

@@ -80,6 +80,7 @@ mod spans;
 mod split;
 mod state;
 mod succession;
+mod succession_review;
 mod timeouts;
 mod tls;
 mod traces;

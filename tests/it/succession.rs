@@ -20,15 +20,15 @@ use crate::{
 };
 
 /// A router and those that come after it. The last one is killed when this is dropped.
-struct Line {
-    program: Program,
+pub struct Line {
+    pub program: Program,
     /// The process that serves.
-    current: u32,
+    pub current: u32,
     generations: usize,
 }
 
 impl Line {
-    async fn start(config: Value) -> Line {
+    pub async fn start(config: Value) -> Line {
         let mut file = json!({"log": {"level": "info"}});
         merge(&mut file, config);
         let program = Program::start(file).await;
@@ -39,7 +39,7 @@ impl Line {
         }
     }
 
-    fn said(&self, text: &str) -> Vec<Value> {
+    pub fn said(&self, text: &str) -> Vec<Value> {
         let lines = self.program.process.stdout().into_iter();
         lines
             .filter(|line| line.contains(text))
@@ -48,17 +48,23 @@ impl Line {
     }
 
     /// Has the current process start one that takes its place, and waits until it has.
-    async fn succeed(&mut self) {
-        signal(self.current, "USR2");
+    pub async fn succeed(&mut self) {
         self.generations += 1;
-        eventually(|| self.said("another process has taken the place").len() == self.generations)
-            .await;
+        let has_failed = || self.said("this process goes on as before").len();
+        let failures = has_failed();
+        signal(self.current, "USR2");
+        eventually(|| {
+            let stderr = self.program.process.stderr();
+            assert_eq!(has_failed(), failures, "{stderr:?}");
+            self.said("another process has taken the place").len() == self.generations
+        })
+        .await;
         let said = self.said("another process has taken the place");
         let process = said[self.generations - 1]["process"].as_u64().unwrap();
         self.current = u32::try_from(process).unwrap();
     }
 
-    async fn metrics(&self) -> Metrics {
+    pub async fn metrics(&self) -> Metrics {
         Metrics(
             get(self.program.instrumentation, "/metrics", "")
                 .await
@@ -66,7 +72,7 @@ impl Line {
         )
     }
 
-    async fn status(&self) -> Value {
+    pub async fn status(&self) -> Value {
         admin(self.program.instrumentation, "GET", "/status", "")
             .await
             .1
@@ -81,7 +87,7 @@ impl Drop for Line {
     }
 }
 
-fn signal(process: u32, name: &str) {
+pub fn signal(process: u32, name: &str) {
     let status = Command::new("kill")
         .args([format!("-{name}"), process.to_string()])
         .status();
@@ -89,7 +95,7 @@ fn signal(process: u32, name: &str) {
 }
 
 /// Whether a process is gone, or waits for somebody to ask how it ended.
-fn is_gone(process: u32) -> bool {
+pub fn is_gone(process: u32) -> bool {
     match std::fs::read_to_string(format!("/proc/{process}/stat")) {
         // proc(5): behind the name, in brackets.
         Ok(stat) => stat
