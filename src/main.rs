@@ -145,10 +145,28 @@ async fn supervise(mut running: Running, mut signals: Signals, program: Program)
             Said::Succeed => {
                 info!("SIGUSR2: starting the process that takes the place of this one");
                 telemetry::share_stdout(true);
-                let handed = tokio::select! {
-                    handed = succeed(&mut running, &program) => Ok(handed),
-                    name = signals.stop() => Err(name),
+                // Who comes next may have read the configuration before this was said.
+                let mut reread = false;
+                let handed = {
+                    let mut succession = pin!(succeed(&mut running, &program));
+                    loop {
+                        tokio::select! {
+                            handed = &mut succession => break Ok(handed),
+                            said = signals.next() => match said {
+                                Said::Stop(name) => break Err(name),
+                                Said::Reread => reread = true,
+                                Said::Succeed => {}
+                            },
+                        }
+                    }
                 };
+                if reread {
+                    match &handed {
+                        Ok(Ok(successor)) => successor.reread(),
+                        Ok(Err(_)) => reloading.set(running.reload().fuse()),
+                        Err(_) => {}
+                    }
+                }
                 match handed {
                     Ok(Ok(successor)) => break Some(successor),
                     Ok(Err(error)) => {

@@ -164,6 +164,12 @@ impl Successor {
         }
     }
 
+    /// Has it read its configuration again.
+    pub fn reread(&self) {
+        // It may have ended.
+        let _gone = uapi::kill(self.child.id().cast_signed(), uapi::c::SIGHUP);
+    }
+
     /// Tells it, `errors` among them. When it serves, says of which sockets.
     ///
     /// # Errors

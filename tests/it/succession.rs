@@ -410,6 +410,43 @@ async fn sigterm_while_the_new_process_comes_up_ends_both() {
     assert!(std::net::TcpStream::connect(line.program.address).is_err());
 }
 
+#[tokio::test]
+async fn sighup_while_the_new_process_comes_up_is_not_forgotten() {
+    let main = Upstream::named("main", 200).await;
+    let line = Line::start(json!({"main-target": main.url(), "canary-target": main.url()})).await;
+    let pipe = line.program.folder().join("config.json");
+    std::fs::remove_file(&pipe).unwrap();
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    signal(line.current, "USR2");
+    // This waits until the new process reads.
+    let says_nothing = tokio::task::spawn_blocking({
+        let pipe = pipe.clone();
+        move || std::fs::OpenOptions::new().write(true).open(pipe).unwrap()
+    });
+    let says_nothing = soon(says_nothing).await.unwrap();
+    line.program.rewrite(json!({"trim-prefix": "/a"}));
+    signal(line.current, "HUP");
+    // Said while the other one is waited for: two signals come in no order.
+    signal(line.current, "USR2");
+    eventually(|| pending_signals(line.current) == 0).await;
+    drop(says_nothing);
+    eventually(|| line.said("this process goes on as before").len() == 1).await;
+    eventually(|| line.said("was read again and is in force").len() == 1).await;
+}
+
+/// Signals that a process has not looked at yet (proc(5), `ShdPnd`).
+fn pending_signals(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
+    u64::from_str_radix(pending.unwrap().trim(), 16).unwrap()
+}
+
 /// A router that a service manager starts with two sockets; by the shell, since a test cannot say which number a
 /// descriptor is to have.
 struct Managed {
