@@ -13,7 +13,7 @@ use tokio::{io::AsyncWriteExt, task::JoinSet};
 
 use super::*;
 use crate::support::{
-    h2peer::{H2Client, asks, receive},
+    h2peer::{Do, H2Client, H2Upstream, When, asks, fields, receive},
     pki::{Authority, TlsClient},
 };
 
@@ -32,8 +32,9 @@ async fn telling(name: &'static str) -> Upstream {
         );
         match request.target().rsplit('/').next() {
             Some("tunnel") => {
-                let agrees =
-                    format!("HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: echo\r\n{told}\r\n");
+                let agrees = format!(
+                    "HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: websocket\r\n{told}\r\n"
+                );
                 vec![Step::Write(agrees.into()), Step::Echo]
             }
             Some("download") => {
@@ -51,6 +52,38 @@ async fn telling(name: &'static str) -> Upstream {
         }
     })
     .await
+}
+
+/// The same in HTTP/2.
+fn telling_in_http2(name: &'static str) -> H2Upstream {
+    let mut builder = h2::server::Builder::new();
+    builder.enable_connect_protocol();
+    H2Upstream::with(builder, None, When::Head, move |asked| {
+        let told = fields(&[
+            ("x-name", name),
+            ("x-target", &asked.path),
+            ("x-host", asked.authority.as_deref().unwrap_or("-")),
+            ("x-proto", asked.header("x-forwarded-proto").unwrap_or("-")),
+        ]);
+        let head = Do::Head(200, told);
+        match asked.path.rsplit('/').next() {
+            Some("tunnel") => vec![head, Do::Echo],
+            Some("download") => {
+                let body = noise(LENGTH);
+                let (first, second) = body.split_at(LENGTH / 2);
+                let pause = Do::Pause(Duration::from_millis(5));
+                vec![
+                    head,
+                    Do::Data(first.into()),
+                    pause,
+                    Do::Data(second.into()),
+                    Do::End,
+                ]
+            }
+            Some("upload") => vec![Do::Read, head, Do::Data(b"100000".into()), Do::End],
+            _ => vec![head, Do::End],
+        }
+    })
 }
 
 /// What a request to `/a/b/…` is answered by under each of the configurations; by the canary only where the sidecar
@@ -137,7 +170,8 @@ impl Load {
             load.run(async move |on| {
                 while on.more() {
                     let mut client = Client::connect(address).await;
-                    let lines = "x-sidecar: 204\r\nx-forwarded-proto: https\r\nconnection: upgrade\r\nupgrade: echo\r\n";
+                    let lines = "x-sidecar: 204\r\nx-forwarded-proto: https\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                                 sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
                     client.send(head("GET /a/b/tunnel", lines)).await;
                     let agreed = client.head().await;
                     assert!(agreed.starts_with("HTTP/1.1 101 "), "{agreed}");
@@ -243,22 +277,19 @@ async fn at_rest(program: &Program) -> (usize, usize, u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_reloads_fail_no_request_and_leave_nothing_behind() {
-    let services = ["main-a", "canary-a", "main-b", "canary-b"];
-    let mut upstreams = Vec::new();
-    for name in services {
-        upstreams.push(telling(name).await);
-    }
+    let old = [telling("main-a").await, telling("canary-a").await];
+    let new = ["main-b", "canary-b"].map(telling_in_http2);
     let sidecar = Upstream::start(asked).await;
-    let targets = |letter: &str, of: usize| {
+    let targets = |letter: &str, main: String, canary: String| {
         json!({
-            "main-target": format!("{}/base-{letter}", upstreams[of].url()),
-            "canary-target": format!("{}/base-{letter}", upstreams[of + 1].url()),
+            "main-target": format!("{main}/base-{letter}"),
+            "canary-target": format!("{canary}/base-{letter}"),
             "main-header-host": format!("host-{letter}"),
             "canary-header-host": format!("host-{letter}"),
             "trim-prefix": format!("/{letter}"),
         })
     };
-    let mut a = targets("a", 0);
+    let mut a = targets("a", old[0].url(), old[1].url());
     merge(
         &mut a,
         json!({
@@ -271,12 +302,12 @@ async fn a_hundred_reloads_fail_no_request_and_leave_nothing_behind() {
             "log": {"access": "json"}
         }),
     );
-    let mut b = targets("b", 2);
+    let mut b = targets("b", new[0].url(), new[1].url());
     merge(
         &mut b,
         json!({
             "sidecar-url": null, "traffic": {"weight": 50, "sticky": {"by": "cookie"}},
-            "proxy-client": {"to-main-and-canary": {"timeout": "8s", "max-idle-conns": 3}},
+            "proxy-client": {"to-main-and-canary": {"timeout": "8s", "protocol": "h2"}},
             "circuit-breaker": {"error-limit-canary": 1000}, "fallback": {"replay": "failures"},
             "router-server": {"trusted-proxies": [], "max-connections": 0, "read-timeout": "8s", "write-timeout": "8s"},
             "log": {"access": "off", "level": "info"}
@@ -323,8 +354,8 @@ async fn a_hundred_reloads_fail_no_request_and_leave_nothing_behind() {
         "memory: {after_5:?} {after_100:?}"
     );
     // What is no longer asked is closed.
-    for old in &upstreams[2..] {
-        eventually(|| old.connections().1 == 0).await;
+    for new in &new {
+        eventually(|| new.connections().1 == 0).await;
     }
     let asked = sidecar.seen();
     assert!(
