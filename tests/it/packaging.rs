@@ -289,6 +289,9 @@ async fn the_package_has_everything_and_works_where_it_is_unpacked() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
+    // Such as that two files have one place.
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("warning"), "{said}");
     let made: Vec<_> = fs::read_dir(scratch.path("out")).unwrap().collect();
     let [Ok(package)] = &*made else {
         panic!("{made:?}");
@@ -309,7 +312,8 @@ async fn the_package_has_everything_and_works_where_it_is_unpacked() {
         "/usr/share/canary-router/config.template.json",
         &format!("{doc}/copyright"),
         &format!("{doc}/README.md"),
-        &format!("{doc}/install.md"),
+        &format!("{doc}/docs/install.md"),
+        &format!("{doc}/docs/operations.md"),
         &format!("{doc}/changelog.gz"),
         &format!("{doc}/changelog.Debian.gz"),
         &format!("{doc}/examples/observability/alerts.yml"),
