@@ -117,6 +117,7 @@ fn naive(fields: &Fields) -> Vec<(Vec<u8>, Vec<u8>)> {
 
 fn draw(lots: &Lots, epoch: u64, head: &RequestHead) -> Lot {
     let split = Split {
+        rolled_back: false,
         weight: Weight::new(5000).expect("it is one"),
         epoch,
         tick: None,

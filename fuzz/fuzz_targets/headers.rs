@@ -92,7 +92,7 @@ fuzz_target!(|input: (u16, &[u8])| {
     let trusted = ["127.0.0.0/8".parse().expect("it is a network")];
     let address = if is(0) { "127.0.0.1" } else { "10.1.2.3" };
     let address = address.parse().expect("it is an address");
-    let peer = Peer::new(address, &trusted, is(1));
+    let peer = Peer::new(address, is(1));
 
     let mut buf = BytesMut::from(bytes);
     let Ok(Some(mut head)) = head::parse_request(&mut buf, &mut Search::default(), 1 << 16) else {
@@ -231,7 +231,7 @@ fn is_ours(name: &str, message: &Message<'_>) -> bool {
         "x-forwarded-proto",
     ];
     ours.contains(&name)
-        || name == "forwarded" && !message.peer.trusted
+        || name == "forwarded" && !message.origin.believed
         || name == "x-canary-body" && message.sidecar.is_some()
 }
 
