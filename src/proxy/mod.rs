@@ -10,7 +10,7 @@
 //! | [`worker`] | the thread: runtime, accepted connections, sweep of deadlines, drain |
 //! | [`arrival`] | what comes before HTTP: a PROXY header, a TLS handshake, which version |
 //! | [`proxy_protocol`] | reads whose connection a load balancer passes on |
-//! | [`io`], [`tls`] | a connection's bytes, whatever it is made of; how they are encrypted |
+//! | [`io`] | a connection's bytes, whatever it is made of |
 //! | [`conversation`] | the requests of one client, one after the other; how a connection ends |
 //! | [`connection`] | what a client connection has received and has yet to send |
 //! | [`http1`] | HTTP/1.1 as bytes: what is understood, and what is refused |
@@ -21,6 +21,7 @@
 //! | [`message`], [`fields`], [`headers`], [`uri`] | message heads; what is passed on, and how it is rewritten |
 //! | [`forwarded`] | who a request comes from, behind proxies that we trust |
 //! | [`sidecar`], [`answers`] | asks main or canary, or knows from before |
+//! | [`kit`], [`places`] | what a worker makes of a configuration; how many connections there may be |
 //! | [`split`] | draws by the weight; who is whose, with sticky assignment |
 //! | [`forward`] | sends to an upstream, falls back to main |
 //! | [`upload`], [`call`] | one request to an upstream, and its response |

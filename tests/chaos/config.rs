@@ -1,0 +1,177 @@
+//! The configurations that the router is given: one for calm moments, and variations of it.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use serde_json::{Value, json};
+
+use super::client::FIXED;
+
+/// Where everything is.
+pub struct Addresses {
+    pub main: String,
+    pub canary: String,
+    pub sidecar: String,
+    pub port: u16,
+    pub instrumentation: u16,
+}
+
+/// Errors that the canary may give: so many that they are counted and never used up.
+pub const ERRORS: u64 = 1_000_000;
+/// Likewise.
+pub const REQUESTS: u64 = 10_000_000;
+
+/// How long main and canary may take.
+pub const TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// For calm moments.
+pub fn calm(to: &Addresses) -> Value {
+    json!({
+        "main-target": to.main,
+        "canary-target": to.canary,
+        "sidecar-url": to.sidecar,
+        "circuit-breaker": {
+            "error-limit-canary": ERRORS,
+            "request-limit-canary": REQUESTS,
+            // So that what it is charged can be told from what it said.
+            "errors": "5xx"
+        },
+        "fallback": {"replay": "connect"},
+        "traffic": {"weight": 100},
+        "rollout": {
+            "steps": [
+                {"weight": 10, "for": "2s"}, {"weight": 40, "for": "2s"}, {"weight": 80, "for": "2s"}
+            ],
+            "max-extension": "2s"
+        },
+        "router-server": {
+            "host": "127.0.0.1",
+            "port": to.port,
+            "workers": 2,
+            "read-timeout": "2s",
+            "write-timeout": "3s",
+            "idle-timeout": "10s",
+            "shutdown-timeout": "20s"
+        },
+        "proxy-client": {
+            "to-main-and-canary": {
+                "timeout": format!("{}ms", TIMEOUT.as_millis()),
+                "connect-timeout": "700ms",
+                // So that a leak is not taken for a pool.
+                "idle-conn-timeout": "2s",
+                "max-conn-age": "5s"
+            },
+            "to-sidecar": {
+                "timeout": "500ms",
+                "connect-timeout": "300ms",
+                "idle-conn-timeout": "2s",
+                "max-conn-age": "5s"
+            }
+        },
+        "instrumentation": {"host": "127.0.0.1", "port": to.instrumentation},
+        "log": {"level": "info", "access": "json"},
+        "state": {"file": "state/state.json"}
+    })
+}
+
+/// For the others.
+pub fn varied(to: &Addresses, random: &mut Rng) -> Value {
+    let mut config = calm(to);
+    let breaker = json!({
+        "failure-rate-threshold": 40,
+        "slow-call-rate-threshold": 60,
+        "slow-call-duration": "400ms",
+        "minimum-number-of-calls": 10,
+        "window": "3s",
+        "wait-open": "300ms",
+        "max-wait-open": "2s",
+        "permitted-half-open": 3
+    });
+    let mut maybe = |percent: u8| random.u8(..100) < percent;
+    if maybe(50) {
+        merge(&mut config["circuit-breaker"], &breaker);
+    }
+    if maybe(30) {
+        config["circuit-breaker"]["main"] = breaker;
+    }
+    if maybe(20) {
+        config["circuit-breaker"]["error-limit-canary"] = json!(20);
+    }
+    if maybe(10) {
+        config["circuit-breaker"]["request-limit-canary"] = json!(500);
+    }
+    if maybe(40) {
+        config["fallback"]["static"] = json!({"status": 503, "body": FIXED});
+    }
+    if maybe(50) {
+        merge(
+            &mut config["fallback"],
+            &json!({"replay": "failures", "budget": 80, "max-body": "256KiB"}),
+        );
+    } else if maybe(20) {
+        config["fallback"]["replay"] = json!("off");
+    }
+    if maybe(25) {
+        config["sidecar-url"] = Value::Null;
+        config["traffic"]["weight"] = json!(40);
+    } else if maybe(30) {
+        config["sidecar"] = json!({"body": "none"});
+    } else if maybe(30) {
+        config["sidecar"] = json!({"max-body": "1KiB"});
+    }
+    if maybe(50) {
+        let by = ["cookie", "header:X-User", "client-ip", "cookie:sid"];
+        config["traffic"]["sticky"] =
+            json!({"by": by[usize::from(maybe(50)) + 2 * usize::from(maybe(50))]});
+    }
+    if maybe(40) {
+        config["proxy-client"]["to-main-and-canary"]["protocol"] = json!("h2");
+    }
+    if maybe(20) {
+        config["proxy-client"]["to-sidecar"]["protocol"] = json!("h2");
+    }
+    if maybe(20) {
+        config["proxy-client"]["to-main-and-canary"]["max-idle-conns"] = json!(2);
+    }
+    if maybe(15) {
+        config["router-server"]["max-connections"] = json!(40);
+    }
+    if maybe(15) {
+        config["log"]["level"] = json!("warn");
+    }
+    if maybe(20) {
+        config["override"] = json!({"trusted": []});
+    }
+    if maybe(20) {
+        config["rollout"]["steps"] =
+            json!([{"weight": 50, "for": "1s"}, {"weight": 100, "for": "1s"}]);
+    }
+    config
+}
+
+/// One that cannot be put in force, and what the instrumentation port says to it.
+pub fn bad(to: &Addresses, random: &mut Rng) -> (String, u16) {
+    if random.u8(..4) > 0 {
+        return (unusable(to, random), 422);
+    }
+    let mut config = calm(to);
+    config["router-server"]["workers"] = json!(3);
+    (config.to_string(), 409)
+}
+
+/// One that no process can use.
+pub fn unusable(to: &Addresses, random: &mut Rng) -> String {
+    let mut config = calm(to);
+    match random.u8(..3) {
+        0 => return "{\"main-target\": ".into(),
+        1 => config["traffic"]["wieght"] = json!(5),
+        _ => config["main-target"] = json!("nowhere"),
+    }
+    config.to_string()
+}
+
+fn merge(into: &mut Value, from: &Value) {
+    for (key, value) in from.as_object().into_iter().flatten() {
+        into[key] = value.clone();
+    }
+}
