@@ -345,8 +345,9 @@ async fn a_hundred_reloads_fail_no_request_and_leave_nothing_behind() {
     let after_5 = some(1).await;
     let after_100 = some(94).await;
     assert_eq!(after_100.1, after_5.1, "threads");
+    // How many idle connections there are at the moment varies; one left by each reload would be 94 of them.
     assert!(
-        after_100.0 <= after_5.0 + 4,
+        after_100.0 <= after_5.0 + 30,
         "descriptors: {after_5:?} {after_100:?}"
     );
     assert!(
