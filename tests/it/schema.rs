@@ -326,11 +326,21 @@ fn values() -> Vec<Value> {
 
 #[test]
 fn whatever_the_router_takes_is_valid() {
-    let (full, values) = (full(), values());
+    let values = values();
     let mut files = Vec::new();
     for key in keys() {
+        // Only where a key is about it: each file's parsing reads the system's CAs once for each target of TLS.
+        let mut base = full();
+        for (target, tls) in [
+            ("main-target", "to-main-and-canary/tls"),
+            ("sidecar-url", "to-sidecar/tls"),
+        ] {
+            if !key.contains(tls) {
+                base[target] = json!("http://plain.example");
+            }
+        }
         for value in &values {
-            let file = with(full.clone(), &key, value.clone());
+            let file = with(base.clone(), &key, value.clone());
             if Config::parse("c.json", &file.to_string()).is_ok() {
                 files.push((key.clone(), file));
             }

@@ -339,25 +339,28 @@ async fn a_hundred_reloads_fail_no_request_and_leave_nothing_behind() {
         let answered = load.ended().await;
         let both = number == 1 || answered.iter().all(|&count| count > number);
         assert!(both, "{answered:?}");
+        if reloads % 2 == 0 {
+            // What is no longer asked is closed, within a second if it was in use at the time.
+            for new in &new {
+                eventually(|| new.connections().1 == 0).await;
+            }
+        }
         at_rest(&program).await
     };
     some(5).await;
     let after_5 = some(1).await;
     let after_100 = some(94).await;
     assert_eq!(after_100.1, after_5.1, "threads");
-    // How many idle connections there are at the moment varies; one left by each reload would be 94 of them.
+    // How many idle connections are kept is at most how many were in use at once, and varies; one left by each reload
+    // would be 94 of them.
     assert!(
-        after_100.0 <= after_5.0 + 30,
+        after_100.0 <= after_5.0 + 20,
         "descriptors: {after_5:?} {after_100:?}"
     );
     assert!(
         after_100.2 < after_5.2 + (8 << 20),
         "memory: {after_5:?} {after_100:?}"
     );
-    // What is no longer asked is closed.
-    for new in &new {
-        eventually(|| new.connections().1 == 0).await;
-    }
     let asked = sidecar.seen();
     assert!(
         !asked.is_empty()
