@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::warn;
 
-use super::connect::keepalive;
+use super::{connect::keepalive, record::Throttle};
 use crate::config::Listen;
 
 /// Connections that may wait in the kernel for us to accept them; the kernel has its own limit too
@@ -140,8 +140,8 @@ pub fn set_patience(socket: &SockRef<'_>, write_timeout: Duration) -> io::Result
 }
 
 /// The next connection, of whichever listener. A failure that passes (no descriptors left, a client that had second
-/// thoughts) is waited out, without spinning.
-pub async fn accept(listeners: &[TcpListener]) -> (TcpStream, SocketAddr) {
+/// thoughts) is waited out, without spinning, and told of as often as `warnings` allow.
+pub async fn accept(listeners: &[TcpListener], warnings: &Throttle) -> (TcpStream, SocketAddr) {
     loop {
         // Of several, another one is first each time.
         let first = match listeners.len() {
@@ -157,7 +157,9 @@ pub async fn accept(listeners: &[TcpListener]) -> (TcpStream, SocketAddr) {
             Ok(accepted) => return accepted,
             Err(error) if is_about_the_client(&error) => {}
             Err(error) => {
-                warn!(%error, "cannot accept connections; trying again");
+                if let Some(suppressed) = warnings.allow() {
+                    warn!(%error, suppressed, "cannot accept connections; trying again");
+                }
                 tokio::time::sleep(BACK_OFF).await;
             }
         }

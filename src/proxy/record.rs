@@ -318,13 +318,15 @@ impl Drop for Record {
     }
 }
 
-/// One throttle for each upstream: the failures of one must not hide another's.
+/// One throttle for each cause: the failures of one must not hide another's.
 #[derive(Debug, Default)]
 pub struct Warnings {
     /// For main and canary, by [`Target::index`].
     pub targets: [Throttle; Target::ALL.len()],
     /// For the sidecar.
     pub sidecar: Throttle,
+    /// For connections that cannot be accepted.
+    pub accepting: Throttle,
 }
 
 /// Lets one warning a second through and counts the others: an upstream that is down must not drown

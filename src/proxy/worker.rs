@@ -281,7 +281,9 @@ impl Worker {
             Ok(()) => loop {
                 tokio::select! {
                     biased;
-                    accepted = listener::accept(&listeners) => self.serve(accepted, None),
+                    accepted = listener::accept(&listeners, &self.warnings.accepting) => {
+                        self.serve(accepted, None);
+                    }
                     () = sleep_until(settled.into()) => break,
                 }
             },
@@ -392,7 +394,7 @@ async fn work(setup: Setup) -> io::Result<()> {
         let accepted = tokio::select! {
             biased;
             _ = run.wait_for(|run| *run != Run::On) => break,
-            accepted = listener::accept(&listeners) => accepted,
+            accepted = listener::accept(&listeners, &worker.warnings.accepting) => accepted,
         };
         // How many places there are may have changed.
         let _in_force = worker.kit();
