@@ -176,7 +176,7 @@ impl Successor {
     /// It has ended, or takes too long.
     pub async fn serves(&mut self, counted: &str, errors: ErrorQuota) -> Result<Shared, String> {
         self.told = errors;
-        let told = self.talk.write_all(counted.as_bytes()).await;
+        let told = self.tell(counted).await;
         told.map_err(|error| format!("it does not listen: {error}"))?;
         match self.next(CLOSE).await? {
             Word::Serves(Serves {
@@ -196,7 +196,7 @@ impl Successor {
     /// Tells it what has become of the errors since it was told of them last.
     ///
     /// # Errors
-    /// It is not there any more.
+    /// It is not there any more, or listens no more.
     pub async fn correct(&mut self, errors: ErrorQuota) -> io::Result<()> {
         let told = std::mem::replace(&mut self.told, errors);
         if told == errors {
@@ -205,7 +205,12 @@ impl Successor {
         let by = errors.claimed().cast_signed() - told.claimed().cast_signed();
         let failed = i64::from(errors.errors) - i64::from(told.errors);
         let line = format!("{}\n", json!({"errors": by, "failed": failed}));
-        self.talk.write_all(line.as_bytes()).await
+        self.tell(&line).await
+    }
+
+    /// Who is stopped (SIGSTOP) would hold this process up for ever.
+    async fn tell(&mut self, line: &str) -> io::Result<()> {
+        timeout(CLOSE, self.talk.write_all(line.as_bytes())).await?
     }
 
     /// How it has ended: its end of the talk goes a moment before it.
