@@ -133,6 +133,13 @@ impl Reloader {
             &config.effective,
             &mut changed,
         );
+        // What is in a secret shows in no key.
+        let is_other = |(file, stamp): &(_, _)| before.config.files.get(*file) != Some(*stamp);
+        let files: Vec<_> = config.files.iter().filter(is_other).collect();
+        let files: Vec<_> = files
+            .iter()
+            .map(|(file, _)| file.display().to_string())
+            .collect();
         self.files.borrow_mut().were_read(config.files.clone());
         (self.log)(&config);
         let version = analyst.reconfigure(config, clock::uptime(), clock::wall());
@@ -140,6 +147,7 @@ impl Reloader {
         info!(
             why,
             changed_json = json!(changed).to_string().as_str(),
+            files_json = json!(files).to_string().as_str(),
             "the configuration was read again and is in force"
         );
         Ok(version)
