@@ -119,7 +119,6 @@ async fn supervise(mut running: Running, mut signals: Signals, program: Program)
     }
     tell_manager(&[NotifyState::Ready]);
     let mut corrections = running.corrections();
-    telemetry::share_stdout(corrections.is_some());
     // Who reads from a disk that hangs is not to hold up what else is said.
     let mut reloading = pin!(Fuse::terminated());
     let successor = loop {
@@ -133,7 +132,6 @@ async fn supervise(mut running: Running, mut signals: Signals, program: Program)
             }
             by = next_correction(&mut corrections) => {
                 heard(&running, by, &mut corrections);
-                telemetry::share_stdout(corrections.is_some());
                 continue;
             }
         };
@@ -144,7 +142,6 @@ async fn supervise(mut running: Running, mut signals: Signals, program: Program)
             }
             Said::Succeed => {
                 info!("SIGUSR2: starting the process that takes the place of this one");
-                telemetry::share_stdout(true);
                 // Who comes next may have read the configuration before this was said.
                 let mut reread = false;
                 let handed = {
@@ -171,7 +168,6 @@ async fn supervise(mut running: Running, mut signals: Signals, program: Program)
                     Ok(Ok(successor)) => break Some(successor),
                     Ok(Err(error)) => {
                         error!(error, "SIGUSR2: this process goes on as before");
-                        telemetry::share_stdout(corrections.is_some());
                     }
                     Err(name) => {
                         running.unfreeze();

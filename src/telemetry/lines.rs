@@ -8,7 +8,7 @@ use std::{
     mem,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     thread,
     time::Duration,
@@ -40,8 +40,6 @@ struct Queue {
     /// Everything is written.
     ended: Condvar,
     dropped: AtomicU64,
-    /// Others write there too.
-    is_shared: AtomicBool,
 }
 
 #[derive(Default)]
@@ -71,14 +69,6 @@ impl Lines {
     pub fn write(&self, lines: &[u8]) {
         if let Some(queue) = &self.0 {
             queue.leave(lines);
-        }
-    }
-
-    /// Whether another process writes there too: then no line of one is to end up in a line of the other.
-    pub fn share(&self, with_another: bool) {
-        if let Some(queue) = &self.0 {
-            // Relaxed: what is being written at this moment is as it was.
-            queue.is_shared.store(with_another, Ordering::Relaxed);
         }
     }
 
@@ -123,10 +113,8 @@ impl Queue {
         let mut bytes = Vec::new();
         while self.take(&mut bytes) {
             // Who reads it has gone: there is nobody to tell, and there may be somebody again.
-            let _lost = match self.is_shared.load(Ordering::Relaxed) {
-                false => to.write_all(&bytes).and_then(|()| to.flush()),
-                true => pieces(&bytes).try_for_each(|piece| to.write_all(piece)),
-            };
+            let written = pieces(&bytes).try_for_each(|piece| to.write_all(piece));
+            let _lost = written.and_then(|()| to.flush());
             bytes.clear();
             bytes.shrink_to(KEPT);
         }
@@ -155,7 +143,9 @@ impl Queue {
     }
 }
 
-/// Whole lines, as many in each piece as are written at once; a longer line is a piece of its own.
+/// Whole lines, as many in each piece as are written at once; a longer line is a piece of its own. The process before
+/// this one, or the one after it, writes there too, and no line of one is to end up in a line of the other: nor if
+/// it begins while this one waits for somebody to read.
 fn pieces(lines: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut left = lines;
     std::iter::from_fn(move || {
@@ -248,7 +238,8 @@ mod tests {
         assert_eq!(lines.dropped(), 3, "one had room");
         // There is room again when it is taken.
         assert_eq!(taken.recv().unwrap(), b"first\n");
-        assert_eq!(taken.recv().unwrap().len(), ROOM);
+        assert_eq!(taken.recv().unwrap().len(), ROOM - 1);
+        assert_eq!(taken.recv().unwrap(), b"\n");
         lines.write(b"last\n");
         assert_eq!(taken.recv().unwrap(), b"last\n");
         assert_eq!(lines.dropped(), 3);

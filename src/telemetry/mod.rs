@@ -114,11 +114,6 @@ pub fn lines() -> Lines {
     LINES.get().cloned().unwrap_or_default()
 }
 
-/// Whether another process writes to stdout, too.
-pub fn share_stdout(with_another: bool) {
-    lines().share(with_another);
-}
-
 /// How many lines were dropped because stdout took none for a while.
 pub fn dropped_lines() -> u64 {
     LINES.get().map_or(0, Lines::dropped)

@@ -31,7 +31,15 @@ impl Line {
     pub async fn start(config: Value) -> Line {
         let mut file = json!({"log": {"level": "info"}});
         merge(&mut file, config);
-        let program = Program::start(file).await;
+        Line::of(Program::start(file).await)
+    }
+
+    /// The same, and nobody reads what they say.
+    pub async fn start_stalled(config: Value) -> Line {
+        Line::of(Program::start_stalled(config).await)
+    }
+
+    fn of(program: Program) -> Line {
         Line {
             current: program.process.id(),
             program,
@@ -92,6 +100,19 @@ pub fn signal(process: u32, name: &str) {
         .args([format!("-{name}"), process.to_string()])
         .status();
     assert!(status.unwrap().success(), "kill -{name} {process}");
+}
+
+/// The process that this one has started.
+pub fn child_of(process: u32) -> Option<u32> {
+    let all = std::fs::read_dir("/proc").unwrap().map(Result::unwrap);
+    let mut numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    numbers.find(|number| {
+        // It may have ended meanwhile.
+        let stat = std::fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
+        // proc(5): behind the name, in brackets, and the state.
+        let behind = stat.rsplit_once(") ").map(|(_, rest)| rest[2..].to_owned());
+        behind.is_some_and(|rest| rest.starts_with(&format!("{process} ")))
+    })
 }
 
 /// Whether a process is gone, or waits for somebody to ask how it ended.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 
 use crate::{
-    succession::{Line, is_gone, signal},
+    succession::{Line, child_of, is_gone, signal},
     support::*,
 };
 
@@ -312,4 +312,66 @@ async fn many_successions_leave_no_descriptor_and_no_process_behind() {
     // A connection or two may come and go at that moment.
     let (first, last) = (counts[0], counts[counts.len() - 1]);
     assert!(last <= first + 2, "{counts:?}");
+}
+
+/// Both have much to say when nobody reads it, and the old one is about to end: what is written of the one waits in the
+/// middle of a line, and must not be gone on with behind a line of the other.
+#[tokio::test]
+async fn lines_of_the_log_stay_whole_though_two_processes_write_when_it_is_read() {
+    // More than a pipe takes.
+    const MANY: usize = 1000;
+    let slow = Gate::shut();
+    let main = canary(&slow, &Gate::shut()).await;
+    let mut line = Line::start_stalled(json!({
+        "main-target": main.url(), "canary-target": main.url(),
+        "router-server": {"shutdown-timeout": "1h"},
+        "proxy-client": {"to-main-and-canary": {"timeout": "1h"}},
+        "log": {"level": "info", "access": "json"}
+    }))
+    .await;
+    let many = async |line: &Line| {
+        let mut client = Client::connect(line.program.address).await;
+        for _ in 0..MANY {
+            let get = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+            assert_eq!(client.roundtrip("GET", get).await.status, 200);
+        }
+    };
+    many(&line).await;
+    // For as long as this goes on the process is there.
+    let mut held = begin(&line, &main, "/slow", "").await;
+    let old = line.current;
+    signal(old, "USR2");
+    eventually(|| child_of(old).is_some()).await;
+    line.current = child_of(old).unwrap();
+    soon(async {
+        let answered = async || {
+            line.metrics()
+                .await
+                .value(r#"canary_router_request_duration_seconds_count{target="main"}"#)
+        };
+        while answered().await > 0.0 {}
+    })
+    .await;
+    slow.open();
+    assert_eq!(held.response("GET").await.unwrap().status, 200);
+    // It does nothing any more but wait for its log to be read.
+    eventually(|| !has_sockets(old)).await;
+    many(&line).await;
+    get(line.program.address, "/last", "").await;
+
+    line.program.process.goes_on();
+    // Each of them can be read.
+    let is_last = |line: &Value| line["path"] == "/last";
+    eventually(|| line.program.process.log().iter().any(is_last)).await;
+    assert!(line.program.process.log().len() > MANY);
+}
+
+fn has_sockets(process: u32) -> bool {
+    let Ok(all) = std::fs::read_dir(format!("/proc/{process}/fd")) else {
+        return false;
+    };
+    let links = all.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    links
+        .into_iter()
+        .any(|link| link.to_string_lossy().starts_with("socket:"))
 }
