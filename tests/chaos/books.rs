@@ -12,6 +12,8 @@ use serde::Deserialize;
 
 use super::{
     counts::{self, Counts},
+    pattern::mix,
+    sayings::{Key, Sayings},
     trouble::{Lie, Peer, Troubles},
     verdict::{self, Row},
 };
@@ -50,6 +52,20 @@ pub struct Asked {
     pub forced: Option<Target>,
     /// Its client lets the router wait.
     pub is_slow: bool,
+    /// Who asks, as `X-User` says.
+    pub user: u64,
+}
+
+impl Asked {
+    /// What it has in common with others where the sidecar's word holds for them too.
+    pub fn key(&self) -> Key {
+        let method = match self.method {
+            // A CONNECT of RFC 8441 is the GET of a handshake.
+            "CONNECT" => "GET",
+            method => method,
+        };
+        (self.user, method)
+    }
 }
 
 /// Who has answered.
@@ -75,7 +91,7 @@ pub enum End {
     /// The client has left, as it meant to.
     Left,
     /// There was no connection to send it on, which is as it should be when the router ends.
-    NotSent { is_right: bool },
+    NotSent { is_right: bool, why: String },
     /// What came is wrong.
     Wrong(String),
     /// Nothing came for as long as anybody would wait.
@@ -207,7 +223,13 @@ pub struct Books {
     /// Not if the limits were reset while there were requests.
     pub is_charged_known: bool,
     pub problems: Vec<String>,
+    pub sayings: Sayings,
+    /// Of clients, and by what was agreed.
+    pub handshakes: BTreeMap<String, u64>,
 }
+
+/// For how long the sidecar says the same to the same question.
+const OPINION: Duration = Duration::from_secs(4);
 
 /// How long a request is kept when it seems to be over, since what is wrong may come late, and a service that was deaf
 /// hears of it then; and how long its line in the log is waited for.
@@ -236,6 +258,30 @@ impl Books {
         };
         self.open.insert(self.begun, entry);
         self.begun
+    }
+
+    /// What this request has in common with others, if there is one.
+    pub fn key(&self, id: u64) -> Option<Key> {
+        self.open.get(&id).map(|entry| entry.asked.key())
+    }
+
+    /// What is asked about it at this moment, as a number.
+    pub fn question(&self, id: u64) -> u64 {
+        let (user, method) = self.key(id).unwrap_or_default();
+        let method = method
+            .bytes()
+            .fold(0, |sum, byte| mix(sum ^ u64::from(byte)));
+        let now = self.started.map_or(0, |started| {
+            started.elapsed().as_millis() / OPINION.as_millis()
+        });
+        mix(user ^ method) ^ now as u64
+    }
+
+    /// The sidecar has answered.
+    pub fn say(&mut self, id: u64, status: u16, holds: Option<Duration>) {
+        if let Some(key) = self.key(id) {
+            self.sayings.say(key, status, holds);
+        }
     }
 
     /// Its client lets the router wait.
@@ -375,7 +421,7 @@ impl Books {
             self.settled.resize(word + 1, 0);
         }
         self.settled[word] |= 1 << (id % 64);
-        let verdict = verdict::judge(&entry, troubles);
+        let verdict = verdict::judge(&entry, troubles, &self.sayings);
         *self
             .rows
             .entry((verdict.row, entry.asked.sort))

@@ -113,40 +113,43 @@ pub async fn watch_lag(world: Rc<World>) {
 }
 
 /// Bytes of memory that the router had, second by second, as long as it is the same process.
+///
+/// By itself with TLS, and without: it takes more.
 #[derive(Default)]
 pub struct Memory {
     process: Cell<Option<Pid>>,
-    at_work: RefCell<Vec<u64>>,
-    at_rest: RefCell<Vec<u64>>,
+    at_work: RefCell<[Vec<u64>; 2]>,
+    at_rest: RefCell<[Vec<u64>; 2]>,
 }
 
 /// What does not count: until everything was needed once.
-const WARM_UP: usize = 20;
+const WARM_UP: usize = 10;
 
 impl Memory {
     /// So much when there are requests.
-    pub fn at_work(&self, process: Pid, bytes: u64) {
+    pub fn at_work(&self, process: Pid, is_tls: bool, bytes: u64) {
         if self.process.replace(Some(process)) != Some(process) {
-            self.at_work.borrow_mut().clear();
-            self.at_rest.borrow_mut().clear();
+            self.at_work.take();
+            self.at_rest.take();
         }
-        self.at_work.borrow_mut().push(bytes);
+        self.at_work.borrow_mut()[usize::from(is_tls)].push(bytes);
     }
 
     /// So much when there are none.
-    pub fn at_rest(&self, bytes: u64) {
-        self.at_rest.borrow_mut().push(bytes);
+    pub fn at_rest(&self, is_tls: bool, bytes: u64) {
+        self.at_rest.borrow_mut()[usize::from(is_tls)].push(bytes);
     }
 
     /// Whether it grows: the medians of the first quarter and of the last one may differ by a part of the first and a
     /// fixed amount, which is more while there are requests, since they need some.
     pub fn grown(&self) -> Vec<String> {
         let (at_work, at_rest) = (self.at_work.borrow(), self.at_rest.borrow());
-        let looks = [
-            ("at work", at_work.get(WARM_UP..), 4, 8 << 20),
-            ("at rest", at_rest.get(2..), 10, 4 << 20),
-        ];
-        let grown = looks.into_iter().filter_map(|(when, samples, part, more)| {
+        let at_work = at_work.iter().map(|it| ("at work", it.get(WARM_UP..)));
+        let at_work = at_work.map(|(when, samples)| (when, samples, 4, 8 << 20));
+        let at_rest = at_rest.iter().map(|it| ("at rest", it.get(1..)));
+        let at_rest = at_rest.map(|(when, samples)| (when, samples, 10, 4 << 20));
+        let looks = at_work.chain(at_rest);
+        let grown = looks.filter_map(|(when, samples, part, more)| {
             let (first, last) = quarters(samples?)?;
             (last > first + first / part + more).then(|| {
                 let (first, last) = (first >> 10, last >> 10);
@@ -156,9 +159,9 @@ impl Memory {
         grown.collect()
     }
 
-    /// The medians of what there was at work.
+    /// The medians of what there was at work, without TLS.
     pub fn medians(&self) -> Option<(u64, u64)> {
-        quarters(self.at_work.borrow().get(WARM_UP..)?)
+        quarters(self.at_work.borrow()[0].get(WARM_UP..)?)
     }
 }
 
@@ -188,7 +191,7 @@ pub async fn watch_router(stage: Rc<Stage>, memory: Rc<Memory>) {
         }
         // Between two processes there may be none.
         if let (true, Ok(now)) = (stage.world.is_open.get(), stage.router.resources()) {
-            memory.at_work(stage.router.id(), now.memory);
+            memory.at_work(stage.router.id(), stage.world.is_tls.get(), now.memory);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The configurations that the router is given: one for calm moments, and variations of it.
 
-use std::time::Duration;
+use std::{cell::Cell, time::Duration};
 
 use fastrand::Rng;
 use serde_json::{Value, json};
@@ -12,8 +12,12 @@ pub struct Addresses {
     pub main: String,
     pub canary: String,
     pub sidecar: String,
+    /// The same by TLS.
+    pub by_tls: [String; 3],
     pub port: u16,
     pub instrumentation: u16,
+    /// Clients speak TLS.
+    pub is_tls: Cell<bool>,
 }
 
 /// Errors that the canary may give: so many that they are counted and never used up.
@@ -26,7 +30,7 @@ pub const TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// For calm moments.
 pub fn calm(to: &Addresses) -> Value {
-    json!({
+    let mut config = json!({
         "main-target": to.main,
         "canary-target": to.canary,
         "sidecar-url": to.sidecar,
@@ -71,7 +75,12 @@ pub fn calm(to: &Addresses) -> Value {
         "instrumentation": {"host": "127.0.0.1", "port": to.instrumentation},
         "log": {"level": "info", "access": "json"},
         "state": {"file": "state/state.json"}
-    })
+    });
+    if to.is_tls.get() {
+        config["router-server"]["tls"] =
+            json!({"certificate": "router.pem", "private-key": "router-key.pem"});
+    }
+    config
 }
 
 /// For the others.
@@ -124,12 +133,15 @@ pub fn varied(to: &Addresses, random: &mut Rng) -> Value {
         config["traffic"]["sticky"] =
             json!({"by": by[usize::from(maybe(50)) + 2 * usize::from(maybe(50))]});
     }
-    if maybe(40) {
-        config["proxy-client"]["to-main-and-canary"]["protocol"] = json!("h2");
+    let has_sidecar = !config["sidecar-url"].is_null();
+    if has_sidecar && maybe(45) {
+        let ttl = ["300ms", "1s", "2s"][usize::from(maybe(66)) + usize::from(maybe(50))];
+        config["sidecar"]["cache"] = json!({"key": CACHE_KEY, "ttl": ttl});
+        if maybe(30) {
+            config["sidecar"]["cache"]["max-entries"] = json!(10);
+        }
     }
-    if maybe(20) {
-        config["proxy-client"]["to-sidecar"]["protocol"] = json!("h2");
-    }
+    speak(&mut config, to, has_sidecar, &mut maybe);
     if maybe(20) {
         config["proxy-client"]["to-main-and-canary"]["max-idle-conns"] = json!(2);
     }
@@ -150,6 +162,51 @@ pub fn varied(to: &Addresses, random: &mut Rng) -> Value {
     config
 }
 
+/// What requests have in common that share an answer of the sidecar's; as [`super::books::Asked::key`] has it.
+const CACHE_KEY: [&str; 2] = ["header:X-User", "method"];
+
+/// For how long the sidecar's word holds by this configuration, if it has a cache.
+pub fn ttl(config: &Value) -> Option<Duration> {
+    let text = config["sidecar"]["cache"]["ttl"].as_str()?;
+    humantime::parse_duration(text).ok()
+}
+
+/// By which protocols the services are spoken to.
+fn speak(
+    config: &mut Value,
+    to: &Addresses,
+    has_sidecar: bool,
+    maybe: &mut impl FnMut(u8) -> bool,
+) {
+    let [main, canary, sidecar] = &to.by_tls;
+    let mut are_tls = [false; 2];
+    for (target, address) in [("main-target", main), ("canary-target", canary)] {
+        if maybe(45) {
+            config[target] = json!(address);
+            are_tls[0] = true;
+        }
+    }
+    if has_sidecar && maybe(45) {
+        config["sidecar-url"] = json!(sidecar);
+        are_tls[1] = true;
+    }
+    let clients = ["to-main-and-canary", "to-sidecar"];
+    for (client, is_tls) in clients.into_iter().zip(are_tls) {
+        let client = &mut config["proxy-client"][client];
+        if is_tls {
+            client["tls"] = json!({"ca": "ca.pem"});
+            if maybe(30) {
+                client["tls"]["server-name"] = json!("localhost");
+            }
+        }
+        if maybe(30) {
+            client["protocol"] = json!("h2");
+        } else if maybe(50) {
+            client["protocol"] = json!("auto");
+        }
+    }
+}
+
 /// One that cannot be put in force, and what the instrumentation port says to it.
 pub fn bad(to: &Addresses, random: &mut Rng) -> (String, u16) {
     if random.u8(..4) > 0 {
@@ -163,9 +220,15 @@ pub fn bad(to: &Addresses, random: &mut Rng) -> (String, u16) {
 /// One that no process can use.
 pub fn unusable(to: &Addresses, random: &mut Rng) -> String {
     let mut config = calm(to);
-    match random.u8(..3) {
+    let own = json!({"certificate": "router.pem", "private-key": "other-key.pem"});
+    match random.u8(..5) {
         0 => return "{\"main-target\": ".into(),
         1 => config["traffic"]["wieght"] = json!(5),
+        2 => config["router-server"]["tls"] = own,
+        3 => {
+            config["main-target"] = json!(to.by_tls[0]);
+            config["proxy-client"]["to-main-and-canary"]["tls"] = json!({"ca": "nowhere.pem"});
+        }
         _ => config["main-target"] = json!("nowhere"),
     }
     config.to_string()

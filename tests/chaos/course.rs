@@ -72,14 +72,21 @@ impl Soak {
         let [main, canary, sidecar] = services
             .each_ref()
             .map(|it| format!("http://{}", it.address));
+        let by_tls = services
+            .each_ref()
+            .map(|it| format!("https://{}", it.tls_address));
         let addresses = Addresses {
             main,
             canary,
             sidecar,
+            by_tls,
             port: proxy.address.port(),
             instrumentation: instrumentation.address.port(),
+            is_tls: Default::default(),
         };
         fs::create_dir(path.join("state"))?;
+        world.pki.write(&path)?;
+        world.pki.exchange(&path)?;
         let config = config::calm(&addresses).to_string();
         fs::write(path.join("config.json"), config)?;
         let program = fs::canonicalize(&args.router);
@@ -143,7 +150,7 @@ impl Soak {
                 return Ok(());
             }
         }
-        self.end().await
+        self.end(number).await
     }
 
     fn has_problems(&self) -> bool {
@@ -169,6 +176,7 @@ impl Soak {
     async fn round(&mut self, number: u64, length: Duration, may_be_replaced: bool) -> Result<()> {
         self.world.has_expected_errors.set(false);
         self.stage.may_be_replaced.set(may_be_replaced);
+        self.speak(number).await?;
         let visitors = self.visitors(number);
         sleep(CALM).await;
         let trouble = length.saturating_sub(2 * CALM + AFTERWARDS);
@@ -185,7 +193,7 @@ impl Soak {
         sleep(CALM).await;
         self.close(visitors).await;
         let rests = self.auditor.audit().await?;
-        self.memory.at_rest(rests.memory);
+        self.memory.at_rest(self.world.is_tls.get(), rests.memory);
         self.rests.push(rests);
         if !self.has_problems() {
             self.log.forget()?;
@@ -202,6 +210,12 @@ impl Soak {
         Ok(())
     }
 
+    /// In every second round clients speak TLS.
+    async fn speak(&self, round: u64) -> Result<()> {
+        let is_tls = (self.args.seed + round).is_multiple_of(2);
+        self.stage.speak(is_tls).await.context("TLS, or none")
+    }
+
     /// Clients finish what they have begun.
     async fn close(&self, visitors: JoinSet<()>) {
         self.world.is_open.set(false);
@@ -211,8 +225,9 @@ impl Soak {
     }
 
     /// It drains while there is traffic, and nobody notices.
-    async fn end(&mut self) -> Result<()> {
+    async fn end(&mut self, rounds: u64) -> Result<()> {
         self.world.has_expected_errors.set(false);
+        self.speak(rounds + 1).await?;
         let visitors = self.visitors(0);
         sleep(CALM).await;
         self.world.is_ending.set(true);

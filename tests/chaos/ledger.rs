@@ -42,6 +42,10 @@ impl Display for Ledger<'_> {
         for (what, count) in &self.books.explained {
             line(f, what, &[*count])?;
         }
+        writeln!(f, "\nhandshakes of clients")?;
+        for (what, count) in &self.books.handshakes {
+            line(f, what, &[*count])?;
+        }
         writeln!(f)?;
         let replayed = self.books.told.get(counts::REPLAYED);
         line(f, "lines of the access log", &[self.books.lines])?;

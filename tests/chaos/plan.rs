@@ -38,6 +38,10 @@ pub enum Act {
         pause: Duration,
         time: Duration,
     },
+    Pose {
+        peer: Peer,
+        time: Duration,
+    },
     /// A configuration, by its number.
     Reload {
         number: u64,
@@ -92,23 +96,23 @@ pub fn lanes(random: &mut Rng, time: Duration) -> Vec<Lane> {
     let mut lanes: Vec<Lane> = Peer::ALL
         .iter()
         .map(|peer| {
-            lane(random, time, 700, |random, card| {
+            lane(random, time, (700, DECKS[0]), |random, card| {
                 at_service(random, *peer, card)
             })
         })
         .collect();
-    lanes.push(lane(random, time, 400, by_operator));
-    lanes.push(lane(random, time, 900, by_system));
+    lanes.push(lane(random, time, (400, DECKS[1]), by_operator));
+    lanes.push(lane(random, time, (900, DECKS[2]), by_system));
     lanes
 }
 
-/// Each lane has a deck of six cards, and shuffles it when all were dealt: nothing is left out for long.
-const DECK: usize = 6;
+/// Each lane has a deck of so many cards, and shuffles it when all were dealt: nothing is left out for long.
+const DECKS: [usize; 3] = [7, 6, 6];
 
 fn lane(
     random: &mut Rng,
     time: Duration,
-    pause: u64,
+    (pause, cards): (u64, usize),
     mut act: impl FnMut(&mut Rng, usize) -> Act,
 ) -> Lane {
     let mut lane = Lane::new();
@@ -116,7 +120,7 @@ fn lane(
     let mut deck = Vec::new();
     loop {
         if deck.is_empty() {
-            deck.extend(0..DECK);
+            deck.extend(0..cards);
             random.shuffle(&mut deck);
         }
         let card = deck.pop().unwrap_or_default();
@@ -140,6 +144,7 @@ impl Act {
             Act::Lie { .. } => "services that lied",
             Act::Fail { .. } => "services that failed, and said so",
             Act::Slow { .. } => "services that were slow",
+            Act::Pose { .. } => "services that were not who they should be",
             Act::Reload { .. } => "reloads",
             Act::BadReload { .. } => "reloads of what cannot be used",
             Act::Rollout(_) => "commands to the rollout",
@@ -172,6 +177,7 @@ impl Act {
             | Act::Lie { time, .. }
             | Act::Fail { time, .. }
             | Act::Slow { time, .. }
+            | Act::Pose { time, .. }
             | Act::FewDescriptors { time }
             | Act::Crowd { time, .. }
             | Act::UnreadLog { time } => *time,
@@ -215,9 +221,13 @@ fn at_service(random: &mut Rng, peer: Peer, card: usize) -> Act {
             percent,
             time: millis(random, 500, 2000),
         },
-        _ => Act::Slow {
+        5 => Act::Slow {
             peer,
             pause: millis(random, 5, 250),
+            time: millis(random, 300, 1500),
+        },
+        _ => Act::Pose {
+            peer,
             time: millis(random, 300, 1500),
         },
     }

@@ -25,16 +25,12 @@ use rustix::{
 };
 use serde::Deserialize;
 use socket2::{Domain, Socket, Type};
-use tokio::{
-    io::{AsyncWriteExt, BufReader as AsyncReader},
-    net::TcpStream,
-    sync::mpsc,
-    time::timeout,
-};
+use tokio::{io::BufReader as AsyncReader, net::TcpStream, sync::mpsc, time::timeout};
 
 use super::{
     books::Line,
     figures::Figures,
+    stream::Stream,
     wire::{Body, Framing, Head},
 };
 
@@ -198,13 +194,14 @@ impl Router {
     pub async fn ask(&self, method: &str, path: &str, body: &str) -> Result<(u16, String)> {
         let address = self.instrumentation;
         let asked = async {
-            let (read, mut write) = TcpStream::connect(address).await?.into_split();
+            let stream = TcpStream::connect(address).await?;
+            let (read, mut write) = Stream::Plain(stream).split();
             let request = format!(
                 "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\
                  content-length: {}\r\n\r\n{body}",
                 body.len()
             );
-            write.write_all(request.as_bytes()).await?;
+            write.send(request.as_bytes()).await?;
             let mut reader = AsyncReader::new(read);
             let head = Head::read(&mut reader).await?;
             let head = head.context("no answer")?;

@@ -2,8 +2,8 @@
 //! books of it, which have to balance.
 //!
 //! `tests/soak` builds and starts it. What happens is drawn from `--seed`; when it happens to meet what, is up to the
-//! machine. A round has traffic and trouble; after each of them everything calms down, and it is looked whether every
-//! request is accounted for and whether the router has given back all that it took.
+//! machine. A round has traffic and trouble, every second one by TLS; after each of them everything calms down, and it
+//! is looked whether every request is accounted for and whether the router has given back all that it took.
 
 #![allow(
     clippy::print_stdout,
@@ -22,10 +22,13 @@ mod course;
 mod figures;
 mod ledger;
 mod pattern;
+mod pki;
 mod plan;
 mod router;
+mod sayings;
 mod service;
 mod stage;
+mod stream;
 mod trouble;
 mod verdict;
 mod wire;
@@ -62,6 +65,9 @@ struct World {
     pub seed: u64,
     pub books: RefCell<books::Books>,
     pub troubles: RefCell<trouble::Troubles>,
+    pub pki: pki::Pki,
+    /// Clients speak TLS to the router.
+    pub is_tls: Cell<bool>,
     /// Clients begin requests.
     pub is_open: Cell<bool>,
     /// The router ends, and takes no more connections.
@@ -79,6 +85,8 @@ fn main() -> Result<ExitCode> {
         seed: args.seed,
         books: RefCell::default(),
         troubles: RefCell::default(),
+        pki: pki::Pki::new()?,
+        is_tls: Cell::new(false),
         is_open: Cell::new(false),
         is_ending: Cell::new(false),
         has_expected_errors: Cell::new(false),

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use fastrand::Rng;
 use rustix::process::Signal;
+use serde_json::Value;
 use tokio::{net::TcpStream, sync::Mutex, time::sleep};
 
 use super::{
@@ -49,6 +50,14 @@ pub struct Stage {
 
 /// Fewer than it has already, so that only what it closes can be opened again.
 const FEW: u64 = 32;
+
+/// In the ledger.
+const EXCHANGES: &str = "exchanges of the router's certificate";
+
+/// It has answered, and not what it should.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Refused(String);
 
 impl Stage {
     /// Everything that is planned for one lane.
@@ -98,14 +107,15 @@ impl Stage {
                 time,
             } => service(peer).fail(percent, time).await,
             Act::Slow { peer, pause, time } => service(peer).slow_down(pause, time).await,
+            Act::Pose { peer, time } => service(peer).pose(time).await,
             Act::Reload { number, by } => {
                 let config = config::varied(&self.addresses, &mut Rng::with_seed(number));
-                self.reload(&config.to_string(), by, 200).await?;
+                self.reload(&config, by, number.is_multiple_of(2)).await?;
             }
             Act::BadReload { number, by } => {
                 let (text, status) = config::bad(&self.addresses, &mut Rng::with_seed(number));
                 self.world.has_expected_errors.set(true);
-                self.reload(&text, by, status).await?;
+                self.reload_in_vain(&text, by, status).await?;
             }
             Act::Rollout(command) => {
                 let path = format!("/rollout/{command}");
@@ -143,38 +153,68 @@ impl Stage {
         Ok(())
     }
 
-    /// Has the router read this.
-    pub async fn reload(&self, text: &str, by: By, status: u16) -> Result<()> {
+    /// Has the router read this, and another certificate if it is to be exchanged.
+    pub async fn reload(&self, config: &Value, by: By, exchanges: bool) -> Result<()> {
         // A process that starts reads it, too.
         let _alone = self.file.lock().await;
         let path = self.folder.path.join("config.json");
         let before = fs::read(&path)?;
-        let reloaded = self.reread(text, by, status).await;
-        if status != 200 || reloaded.is_err() {
-            fs::write(&path, before)?;
+        if exchanges && self.world.is_tls.get() {
+            self.world.pki.exchange(&self.folder.path)?;
+            *self.done.borrow_mut().entry(EXCHANGES).or_default() += 1;
         }
-        reloaded
+        let given = {
+            let mut books = self.world.books.borrow_mut();
+            books.sayings.is_given(config::ttl(config))
+        };
+        let reloaded = self.reread(&config.to_string(), by, 200).await;
+        match reloaded {
+            // Else it goes by the one or the other.
+            Ok(is_read) => {
+                if is_read {
+                    let mut books = self.world.books.borrow_mut();
+                    books.sayings.is_in_force(&given);
+                    self.world.pki.is_read();
+                }
+                Ok(())
+            }
+            Err(error) => {
+                fs::write(&path, before)?;
+                Err(error)
+            }
+        }
     }
 
-    async fn reread(&self, text: &str, by: By, status: u16) -> Result<()> {
+    /// Has the router read what it cannot use.
+    async fn reload_in_vain(&self, text: &str, by: By, status: u16) -> Result<()> {
+        let _alone = self.file.lock().await;
+        let path = self.folder.path.join("config.json");
+        let before = fs::read(&path)?;
+        let reloaded = self.reread(text, by, status).await;
+        fs::write(&path, before)?;
+        reloaded.map(drop)
+    }
+
+    /// Whether it has surely read it.
+    async fn reread(&self, text: &str, by: By, status: u16) -> Result<bool> {
         let is_good = status == 200;
         let result = if is_good { "succeeded" } else { "failed" };
         let from = Instant::now();
         let before = self.reloads(result).await?;
         fs::write(self.folder.path.join("config.json"), text)?;
         let done = match by {
-            By::Port => self.command("POST", "/reload", "", &[status]).await,
+            By::Port => self.asked("POST", "/reload", "", &[status]).await,
             By::Signal => {
                 self.router.signal(Signal::HUP)?;
                 self.has_reread(result, before).await
             }
         };
         let Err(error) = done else {
-            return Ok(());
+            return Ok(true);
         };
         // It may have had no descriptor to read it with.
         match self.was_poor(from) {
-            true => Ok(()),
+            true => Ok(false),
             false => Err(error),
         }
     }
@@ -197,15 +237,22 @@ impl Stage {
 
     async fn command(&self, method: &str, path: &str, body: &str, good: &[u16]) -> Result<()> {
         let from = Instant::now();
-        let asked = self.router.ask(method, path, body).await;
-        let (status, text) = match asked {
-            Ok(answer) => answer,
-            Err(_) if self.was_poor(from) => return Ok(()),
-            Err(error) => return Err(error),
-        };
+        match self.asked(method, path, body, good).await {
+            Err(error) if error.is::<Refused>() || !self.was_poor(from) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// # Errors
+    /// [`Refused`], where it has answered something else.
+    async fn asked(&self, method: &str, path: &str, body: &str, good: &[u16]) -> Result<()> {
+        let (status, text) = self.router.ask(method, path, body).await?;
         match good.contains(&status) {
             true => Ok(()),
-            false => anyhow::bail!("{method} {path}: {status} instead of {good:?}: {text}"),
+            false => Err(Refused(format!(
+                "{method} {path}: {status} instead of {good:?}: {text}"
+            ))
+            .into()),
         }
     }
 
@@ -269,12 +316,26 @@ impl Stage {
     async fn crowd(&self, count: usize, time: Duration) {
         let address = self.router.address;
         let mut crowd = Vec::new();
-        for _ in 0..count {
+        let hello = self.world.pki.hello().unwrap_or_default();
+        for place in 0..count {
             if let Ok(stream) = TcpStream::connect(address).await {
+                // Some begin a handshake, and let the router wait for the rest of it.
+                if self.world.is_tls.get() && place % 2 == 0 {
+                    let _gone = stream.try_write(&hello[..hello.len() / 2]);
+                }
                 crowd.push(stream);
             }
         }
         sleep(time).await;
+    }
+
+    /// Clients speak TLS from now on, or no longer; there are none at the moment.
+    pub async fn speak(&self, is_tls: bool) -> Result<()> {
+        self.world.is_tls.set(is_tls);
+        self.addresses.is_tls.set(is_tls);
+        self.say(format!("clients speak TLS: {is_tls}"));
+        let config = config::calm(&self.addresses);
+        self.reload(&config, By::Port, true).await
     }
 
     /// Everything is as in the beginning: the configuration, the weight, the descriptors.
@@ -282,8 +343,8 @@ impl Stage {
         self.say("everything becomes calm".into());
         self.world.troubles.borrow_mut().abort(false);
         self.router.set_descriptors(self.descriptors)?;
-        let config = config::calm(&self.addresses).to_string();
-        self.reload(&config, By::Port, 200)
+        let config = config::calm(&self.addresses);
+        self.reload(&config, By::Port, true)
             .await
             .context("the calm configuration")?;
         self.command("POST", "/rollout/abort", "", &[200]).await?;

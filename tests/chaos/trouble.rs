@@ -33,6 +33,8 @@ pub enum What {
     Stalls,
     /// It accepts no connection.
     Deaf,
+    /// It cannot prove that it is who it should be, or breaks off when it is asked to.
+    Poses,
     /// The router has hardly a descriptor left.
     FewDescriptors,
     /// This machine is too busy to be punctual.
@@ -46,11 +48,12 @@ impl What {
         match self {
             What::Down => matches!(
                 kind,
-                Refused | Reset | BodyCut | ConnectTimeout | Timeout | Malformed
+                Refused | Reset | BodyCut | ConnectTimeout | Timeout | Malformed | Tls
             ),
             // Whoever waits when it ends is sent away.
             What::Stalls => matches!(kind, Timeout | Reset),
             What::Deaf => matches!(kind, Timeout | ConnectTimeout),
+            What::Poses => matches!(kind, Tls),
             What::FewDescriptors => matches!(kind, Refused),
             What::Lag => matches!(kind, Timeout | ConnectTimeout),
         }
@@ -88,6 +91,8 @@ pub enum Lie {
     CutBody,
     /// Half a body, and nothing more for a while; then a reset.
     HalfBody,
+    /// Half a body that its end delimits, and the end of the connection without a goodbye (`close_notify`).
+    NoGoodbye,
     /// Another response behind the response, which nobody has asked for.
     Extra,
     /// The answer before the request is over, and no reading of the rest.
@@ -107,10 +112,21 @@ impl Lie {
             Lie::Reset | Lie::Close | Lie::Refuse => kind == Reset,
             Lie::Garbage | Lie::TwoLengths | Lie::LengthAndChunks | Lie::Flood => kind == Malformed,
             Lie::Unasked101 => kind == Malformed,
-            Lie::Short | Lie::CutBody | Lie::HalfBody => {
+            Lie::Short | Lie::CutBody | Lie::HalfBody | Lie::NoGoodbye => {
                 matches!(kind, BodyCut | Malformed | Reset)
             }
             Lie::BadChunk => matches!(kind, Malformed | BodyCut),
+            Lie::Extra | Lie::Early | Lie::SlowBody | Lie::Fails => false,
+        }
+    }
+
+    /// Whether there is no status to be read.
+    pub fn spoils_head(self) -> bool {
+        match self {
+            Lie::Silence | Lie::DripHead | Lie::Reset | Lie::Close | Lie::Refuse => true,
+            Lie::Garbage | Lie::TwoLengths | Lie::LengthAndChunks => true,
+            Lie::Flood | Lie::Unasked101 => true,
+            Lie::Short | Lie::BadChunk | Lie::CutBody | Lie::HalfBody | Lie::NoGoodbye => false,
             Lie::Extra | Lie::Early | Lie::SlowBody | Lie::Fails => false,
         }
     }
@@ -134,7 +150,7 @@ pub struct Troubles {
 }
 
 /// What it takes until a trouble that is over no longer shows, and what clocks may differ by.
-const MARGIN: Duration = Duration::from_millis(500);
+pub const MARGIN: Duration = Duration::from_millis(500);
 
 impl Troubles {
     /// It begins; how to [end](Troubles::end) it.

@@ -6,6 +6,7 @@ use canary_router::policy::{FailureKind, FailureRule, Outcome, Target};
 
 use super::{
     books::{By, End, Entry, Line, Seen, Sort},
+    sayings::Sayings,
     trouble::{Lie, Peer, Troubles},
 };
 
@@ -64,15 +65,17 @@ pub struct Verdict {
     pub charged: (u64, u64),
 }
 
-pub fn judge(entry: &Entry, troubles: &Troubles) -> Verdict {
+pub fn judge(entry: &Entry, troubles: &Troubles, sayings: &Sayings) -> Verdict {
     let mut case = Case {
         entry,
         troubles,
+        sayings,
         problems: Vec::new(),
         explained: Vec::new(),
     };
     let row = case.row();
     case.log();
+    case.sidecar();
     case.services();
     case.abstains();
     let charged = case.charged();
@@ -95,6 +98,7 @@ pub fn judge(entry: &Entry, troubles: &Troubles) -> Verdict {
 struct Case<'a> {
     entry: &'a Entry,
     troubles: &'a Troubles,
+    sayings: &'a Sayings,
     problems: Vec<String>,
     explained: Vec<String>,
 }
@@ -126,8 +130,10 @@ impl Case<'_> {
         match (end, line) {
             (End::Wrong(why), _) => self.problem(format!("what came is wrong: {why}")),
             (End::Hung, _) => self.problem("nothing came any more"),
-            (End::NotSent { is_right: true }, None) => return Row::Untaken,
-            (End::NotSent { .. }, None) => self.problem("there was no connection to be had"),
+            (End::NotSent { is_right: true, .. }, None) => return Row::Untaken,
+            (End::NotSent { why, .. }, None) => {
+                self.problem(format!("there was no connection to be had: {why}"));
+            }
             (End::NotSent { .. }, Some(_)) => {
                 self.problem("it was not sent, and has a line in the log")
             }
@@ -316,21 +322,7 @@ impl Case<'_> {
                 None => self.problem("sidecar_failed in the log, and nothing was wrong with it"),
             }
         }
-        let says = self.seen(Peer::Sidecar).iter().find_map(|seen| seen.status);
         let reason = line.reason.as_deref().unwrap_or_default();
-        let is_told =
-            |status: u16| reason.starts_with(&format!("Sidecar returns status code {status}"));
-        let contradicts = match says {
-            Some(200) => is_told(204),
-            Some(204) => is_told(200),
-            Some(_) => is_told(200) || is_told(204),
-            None => false,
-        };
-        if contradicts {
-            self.problem(format!(
-                "the sidecar said {says:?}, the router heard otherwise"
-            ));
-        }
         if let Some(word) = reason.strip_prefix("Routed via X-Canary header value: ") {
             let said = self
                 .entry
@@ -340,6 +332,43 @@ impl Case<'_> {
             if said != word.parse().ok() {
                 self.problem("X-Canary said otherwise");
             }
+        }
+    }
+
+    /// The router goes by what the sidecar has said of this request, or of another one that is as good.
+    fn sidecar(&mut self) {
+        let reason = self.line().and_then(|line| line.reason.clone());
+        let reason = reason.unwrap_or_default();
+        let is_asked = !self.seen(Peer::Sidecar).is_empty();
+        if is_asked && !reason.is_empty() && !reason.starts_with("Sidecar") {
+            return self.problem("the sidecar was asked, and it was decided by something else");
+        }
+        let Some(told) = reason.strip_prefix("Sidecar returns ") else {
+            return;
+        };
+        let is_told = |status: u16| match status {
+            200 | 204 => told.starts_with(&format!("status code {status}")),
+            _ => told.starts_with("non standard"),
+        };
+        let own = self.seen(Peer::Sidecar);
+        let says = own.iter().find_map(|seen| seen.status);
+        if let Some(says) = says {
+            if !is_told(says) {
+                self.problem(format!(
+                    "the sidecar said {says}, the router heard otherwise"
+                ));
+            }
+            return;
+        }
+        if !own.is_empty() {
+            return self.problem("the sidecar was asked and said nothing, the router heard it");
+        }
+        let (from, to) = self.span();
+        match self.sayings.held(self.entry.asked.key(), is_told, from, to) {
+            true => self
+                .explained
+                .push("the sidecar's word, said before".into()),
+            false => self.problem("the sidecar has said that to nobody who is alike"),
         }
     }
 

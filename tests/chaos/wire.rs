@@ -2,12 +2,11 @@
 
 use std::io;
 
-use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
-    net::tcp::OwnedReadHalf,
-};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
-pub type Reader = BufReader<OwnedReadHalf>;
+use super::stream::ReadEnd;
+
+pub type Reader = BufReader<ReadEnd>;
 
 /// More than any head here has.
 const MOST: usize = 512 << 10;

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{TcpSocket, TcpStream, tcp::OwnedWriteHalf},
+    net::{TcpSocket, TcpStream},
     time::sleep,
 };
 
@@ -19,6 +19,7 @@ use super::{
         books::{End, Sort},
         pattern::{Author, Pattern},
         service::{How, accept},
+        stream::{Stream, WriteEnd},
         wire::{Body, Framing, Head, Reader, chunk},
     },
     Content, Got, Request, Visitor, content, wrong,
@@ -31,7 +32,7 @@ const PIECE: u64 = 16 << 10;
 /// A connection to the router.
 pub struct Connection {
     pub reader: Reader,
-    pub write: OwnedWriteHalf,
+    pub write: WriteEnd,
     /// When it was last used, if it was.
     used: Option<Instant>,
 }
@@ -39,31 +40,30 @@ pub struct Connection {
 impl Connection {
     pub async fn open(visitor: &Visitor) -> io::Result<Connection> {
         let stream = TcpStream::connect(visitor.address).await?;
-        Connection::over(stream)
+        Ok(Connection::over(visitor.over(stream).await?))
     }
 
     /// One whose client takes little before it reads.
     pub async fn narrow(visitor: &Visitor) -> io::Result<Connection> {
         let socket = TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(8 << 10)?;
-        Connection::over(socket.connect(visitor.address).await?)
+        let stream = socket.connect(visitor.address).await?;
+        Ok(Connection::over(visitor.over(stream).await?))
     }
 
-    fn over(stream: TcpStream) -> io::Result<Connection> {
-        stream.set_nodelay(true)?;
-        let (read, write) = stream.into_split();
-        Ok(Connection {
+    fn over(stream: Stream) -> Connection {
+        let (read, write) = stream.split();
+        Connection {
             reader: BufReader::new(read),
             write,
             used: None,
-        })
+        }
     }
 
     /// Ends it, by a reset if it is to be `hard`.
     pub fn end(self, hard: bool) {
         if hard {
-            let socket = socket2::SockRef::from(self.write.as_ref());
-            let _closed_already = socket.set_linger(Some(Duration::ZERO));
+            let _closed_already = self.write.resets();
         }
     }
 }
@@ -112,8 +112,8 @@ impl Visitor {
             Some(connection) => connection,
             None => match Connection::open(self).await {
                 Ok(connection) => connection,
-                Err(_) => {
-                    self.end(request.id, self.not_sent());
+                Err(error) => {
+                    self.end(request.id, self.not_sent(&error));
                     return None;
                 }
             },
@@ -140,14 +140,14 @@ impl Visitor {
         let Connection { reader, write, .. } = connection;
         let head = head(request, manner);
         if manner.expects && !manner.is_old {
-            let _or_it_has_answered = write.write_all(head.as_bytes()).await;
+            let _or_it_has_answered = write.send(head.as_bytes()).await;
             let first = Head::read(reader).await;
             let says_so = matches!(&first, Ok(Some(head)) if head.word(1) == "100");
             if !says_so {
                 let got = self.read_on(reader, request, manner, first).await;
                 return (got.0, false);
             }
-        } else if write.write_all(head.as_bytes()).await.is_err() {
+        } else if write.send(head.as_bytes()).await.is_err() {
             // It may have answered all the same.
             return (self.read(reader, request, manner).await.0, false);
         }
@@ -273,14 +273,17 @@ impl Visitor {
             Some(connection) => Ok(connection),
             None => Connection::open(self).await,
         };
-        let Ok(mut connection) = connection else {
-            for request in requests {
-                self.end(request.id, self.not_sent());
+        let mut connection = match connection {
+            Ok(connection) => connection,
+            Err(error) => {
+                for request in requests {
+                    self.end(request.id, self.not_sent(&error));
+                }
+                return None;
             }
-            return None;
         };
         let is_used = connection.used.is_some();
-        let _or_it_has_closed = connection.write.write_all(&all).await;
+        let _or_it_has_closed = connection.write.send(&all).await;
         let mut goes_on = true;
         for (place, request) in requests.into_iter().enumerate() {
             if !goes_on {
@@ -314,15 +317,16 @@ impl Visitor {
         ] {
             request.fields.push((name, value.into()));
         }
-        let Ok(mut connection) = Connection::open(self).await else {
-            return self.end(request.id, self.not_sent());
+        let mut connection = match Connection::open(self).await {
+            Ok(connection) => connection,
+            Err(error) => return self.end(request.id, self.not_sent(&error)),
         };
         let length = self.draw(|random| random.u64(..200 << 10));
         let rests = self.draw(|random| Duration::from_millis(random.u64(..40)));
         let leaves = self.percent() < 15;
         self.patiently(request.id, async {
             let head = head(&request, Manner::default());
-            let _or_it_has_answered = connection.write.write_all(head.as_bytes()).await;
+            let _or_it_has_answered = connection.write.send(head.as_bytes()).await;
             let first = Head::read(&mut connection.reader).await;
             let switches = matches!(&first, Ok(Some(head)) if head.word(1) == "101");
             let Ok(Some(head)) = first
@@ -366,7 +370,7 @@ async fn echo(
         if leaves && said.length() * 2 > length {
             return None;
         }
-        if let Err(error) = connection.write.write_all(&piece).await {
+        if let Err(error) = connection.write.send(&piece).await {
             return Some(content.cut(SWITCHED, error));
         }
         let mut back = vec![0; piece.len()];
@@ -429,19 +433,19 @@ pub fn head(request: &Request, manner: Manner) -> String {
     head
 }
 
-async fn upload(write: &mut OwnedWriteHalf, request: &Request, manner: Manner) -> io::Result<()> {
+async fn upload(write: &mut WriteEnd, request: &Request, manner: Manner) -> io::Result<()> {
     let mut content = Pattern::new(request.id, Author::Client);
     let is_chunked = manner.is_chunked && !manner.is_old && request.sends > 0;
     while content.length() < request.sends {
         let left = request.sends - content.length();
         let piece = content.next(left.min(PIECE) as usize);
         match is_chunked {
-            true => write.write_all(&chunk(&piece)).await?,
-            false => write.write_all(&piece).await?,
+            true => write.send(&chunk(&piece)).await?,
+            false => write.send(&piece).await?,
         }
     }
     if is_chunked {
-        write.write_all(b"0\r\n\r\n").await?;
+        write.send(b"0\r\n\r\n").await?;
     }
     Ok(())
 }

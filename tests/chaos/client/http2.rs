@@ -37,7 +37,7 @@ impl Drop for Connection {
 impl Connection {
     async fn open(visitor: &Visitor) -> io::Result<Connection> {
         let stream = TcpStream::connect(visitor.address).await?;
-        stream.set_nodelay(true)?;
+        let stream = visitor.over(stream).await?;
         let handshake = client::handshake(stream).await;
         let (sender, connection) = handshake.map_err(io::Error::other)?;
         let task = spawn_local(async move {
@@ -71,9 +71,10 @@ impl Visitor {
                 None => match timeout(PATIENCE, Connection::open(&self)).await {
                     Ok(Ok(connection)) => connection,
                     _ if self.world.is_ending.get() => return,
-                    _ => {
+                    failed => {
+                        let why = failed.map(|it| it.err());
                         let mut books = self.world.books.borrow_mut();
-                        books.problem("no connection of HTTP/2 could be had".into());
+                        books.problem(format!("no connection of HTTP/2 could be had: {why:?}"));
                         continue;
                     }
                 },
@@ -352,7 +353,7 @@ async fn begin(
     let is_tunnel = request.method == "CONNECT";
     let mut head = http::Request::builder()
         .method(Method::from_bytes(request.method.as_bytes()).unwrap_or_default())
-        .uri(format!("http://soak.example{}", request.path))
+        .uri(format!("{}://soak.example{}", request.scheme, request.path))
         .version(http::Version::HTTP_2);
     for (name, value) in &request.fields {
         head = head.header(*name, value);

@@ -3,17 +3,20 @@
 mod http1;
 mod http2;
 mod rude;
+mod tls;
 
 use std::{
     cell::{Cell, RefCell},
     future::Future,
     net::SocketAddr,
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
 use canary_router::policy::Target;
 use fastrand::Rng;
+use rustls::ClientConfig;
 use tokio::time::{sleep, timeout};
 
 use super::{
@@ -36,6 +39,8 @@ pub struct Visitor {
     address: SocketAddr,
     random: RefCell<Rng>,
     name: u64,
+    /// How it speaks TLS, if it does.
+    tls: Option<Arc<ClientConfig>>,
     /// What the router had it keep.
     cookie: RefCell<Option<String>>,
     /// There is no router any more.
@@ -46,6 +51,7 @@ pub struct Visitor {
 struct Request {
     id: u64,
     method: &'static str,
+    scheme: &'static str,
     path: String,
     fields: Vec<(&'static str, String)>,
     sends: u64,
@@ -62,18 +68,30 @@ enum Got {
 impl Visitor {
     /// Visits until the world closes, with so long between two requests on average.
     pub async fn visit(world: Rc<World>, address: SocketAddr, name: u64, pause: Duration) {
-        let visitor = Rc::new(Visitor {
+        let mut visitor = Visitor {
             random: RefCell::new(Rng::with_seed(mix(world.seed ^ mix(name)))),
             world,
             address,
             name,
+            tls: None,
             cookie: RefCell::default(),
             is_sent_away: Cell::new(false),
-        });
-        match name % 4 {
-            0 => visitor.by_http2(pause).await,
-            _ => visitor.by_http1(pause).await,
+        };
+        match visitor.offer() {
+            Ok(offer) => visitor.tls = offer,
+            Err(error) => {
+                let mut books = visitor.world.books.borrow_mut();
+                books.problem(format!("a client without TLS: {error:#}"));
+            }
         }
+        match visitor.is_by_http2() {
+            true => Rc::new(visitor).by_http2(pause).await,
+            false => Rc::new(visitor).by_http1(pause).await,
+        }
+    }
+
+    fn is_by_http2(&self) -> bool {
+        self.name.is_multiple_of(4)
     }
 
     fn draw<T>(&self, by: impl FnOnce(&mut Rng) -> T) -> T {
@@ -125,11 +143,13 @@ impl Visitor {
             may_be_repeated: idempotent || is_keyed,
             forced,
             is_slow: false,
+            user: self.name % 7,
         };
+        let user = asked.user;
         let id = self.world.books.borrow_mut().begin(asked);
         let mut fields = vec![
             ("x-request-id", format!("soak-{id}")),
-            ("x-user", (self.name % 7).to_string()),
+            ("x-user", user.to_string()),
         ];
         if let Some(target) = forced {
             let word = (target == Target::Canary).to_string();
@@ -150,6 +170,10 @@ impl Visitor {
         Request {
             id,
             method,
+            scheme: match self.tls {
+                Some(_) => "https",
+                None => "http",
+            },
             path: order.path(),
             fields,
             sends,
@@ -207,10 +231,11 @@ impl Visitor {
         }
     }
 
-    fn not_sent(&self) -> End {
+    fn not_sent(&self, why: &std::io::Error) -> End {
         self.is_sent_away.set(true);
         End::NotSent {
             is_right: self.world.is_ending.get(),
+            why: why.to_string(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncReadExt,
     time::{sleep, timeout},
 };
 
@@ -12,6 +12,7 @@ use super::{
         books::{End, Sort},
         pattern::{Author, Pattern},
         service::How,
+        stream::WriteEnd,
         wire::Head,
     },
     PATIENCE, Visitor,
@@ -40,6 +41,9 @@ const BAD: [(&str, &[u16]); 9] = [
 impl Visitor {
     /// Something that one does not do; `percent` is from 86 up.
     pub async fn be_rude(&self, percent: u8) {
+        if self.tls.is_some() && self.percent() < 25 {
+            return self.be_rude_in_the_handshake().await;
+        }
         match percent {
             86 => self.say_nonsense().await,
             87 => self.say_too_much().await,
@@ -85,7 +89,7 @@ impl Visitor {
         };
         self.world.books.borrow_mut().nameless.0 += 1;
         let answered = timeout(PATIENCE, async {
-            let _or_it_has_answered = connection.write.write_all(text).await;
+            let _or_it_has_answered = connection.write.send(text).await;
             Head::read(&mut connection.reader).await
         });
         let status = match answered.await {
@@ -102,10 +106,7 @@ impl Visitor {
 
     async fn leave_in_the_head(&self) {
         if let Ok(mut connection) = Connection::open(self).await {
-            let _gone = connection
-                .write
-                .write_all(b"GET /half HTTP/1.1\r\nho")
-                .await;
+            let _gone = connection.write.send(b"GET /half HTTP/1.1\r\nho").await;
             self.wait_a_bit().await;
             connection.end(self.percent() < 50);
         }
@@ -119,13 +120,14 @@ impl Visitor {
         let order = (200, 10, How::Length);
         let request = self.request(Sort::Http1, "POST", order, 5000);
         self.mark_slow(request.id);
-        let Ok(mut connection) = Connection::open(self).await else {
-            return self.end(request.id, self.not_sent());
+        let mut connection = match Connection::open(self).await {
+            Ok(connection) => connection,
+            Err(error) => return self.end(request.id, self.not_sent(&error)),
         };
         self.patiently(request.id, async {
             let mut text = head(&request, Manner::default()).into_bytes();
             text.extend(Pattern::new(request.id, Author::Client).next(2500));
-            let _or_it_has_answered = connection.write.write_all(&text).await;
+            let _or_it_has_answered = connection.write.send(&text).await;
             let got = self.read(&mut connection.reader, &request, Manner::default());
             got.await.0.end(false)
         })
@@ -136,11 +138,12 @@ impl Visitor {
         let order = (200, 8 << 20, How::Length);
         let request = self.request(Sort::Http1, "GET", order, 0);
         self.mark_slow(request.id);
-        let Ok(mut connection) = Connection::narrow(self).await else {
-            return self.end(request.id, self.not_sent());
+        let mut connection = match Connection::narrow(self).await {
+            Ok(connection) => connection,
+            Err(error) => return self.end(request.id, self.not_sent(&error)),
         };
         let text = head(&request, Manner::default());
-        let _gone = connection.write.write_all(text.as_bytes()).await;
+        let _gone = connection.write.send(text.as_bytes()).await;
         // Longer than the router waits for it.
         sleep(Duration::from_millis(4500)).await;
         self.end(request.id, End::Left);
@@ -150,12 +153,13 @@ impl Visitor {
         let sends = self.draw(|random| random.u64(2..300 << 10));
         let order = (200, 10, How::Length);
         let request = self.request(Sort::Http1, "POST", order, sends);
-        let Ok(mut connection) = Connection::open(self).await else {
-            return self.end(request.id, self.not_sent());
+        let mut connection = match Connection::open(self).await {
+            Ok(connection) => connection,
+            Err(error) => return self.end(request.id, self.not_sent(&error)),
         };
         let mut text = head(&request, Manner::default()).into_bytes();
         text.extend(Pattern::new(request.id, Author::Client).next(sends as usize / 2));
-        let _gone = timeout(PATIENCE, connection.write.write_all(&text)).await;
+        let _gone = timeout(PATIENCE, connection.write.send(&text)).await;
         self.wait_a_bit().await;
         connection.end(self.percent() < 50);
         self.end(request.id, End::Left);
@@ -163,11 +167,12 @@ impl Visitor {
 
     async fn leave_at_once(&self) {
         let request = self.request(Sort::Http1, "GET", (200, 1000, How::Length), 0);
-        let Ok(mut connection) = Connection::open(self).await else {
-            return self.end(request.id, self.not_sent());
+        let mut connection = match Connection::open(self).await {
+            Ok(connection) => connection,
+            Err(error) => return self.end(request.id, self.not_sent(&error)),
         };
         let text = head(&request, Manner::default());
-        let _gone = connection.write.write_all(text.as_bytes()).await;
+        let _gone = connection.write.send(text.as_bytes()).await;
         self.wait_a_bit().await;
         connection.end(self.percent() < 50);
         self.end(request.id, End::Left);
@@ -177,11 +182,12 @@ impl Visitor {
         let length = self.draw(|random| random.u64(100 << 10..2 << 20));
         let order = (200, length, How::Chunks);
         let request = self.request(Sort::Http1, "GET", order, 0);
-        let Ok(mut connection) = Connection::open(self).await else {
-            return self.end(request.id, self.not_sent());
+        let mut connection = match Connection::open(self).await {
+            Ok(connection) => connection,
+            Err(error) => return self.end(request.id, self.not_sent(&error)),
         };
         let text = head(&request, Manner::default());
-        let _gone = connection.write.write_all(text.as_bytes()).await;
+        let _gone = connection.write.send(text.as_bytes()).await;
         let mut some = vec![0; 50 << 10];
         let _or_less = timeout(PATIENCE, connection.reader.read(&mut some)).await;
         self.wait_a_bit().await;
@@ -189,7 +195,14 @@ impl Visitor {
         self.end(request.id, End::Left);
     }
 
-    async fn wait_a_bit(&self) {
+    /// Ends a connection, this way or that.
+    pub(super) fn leave(&self, write: WriteEnd) {
+        if self.percent() < 50 {
+            let _closed_already = write.resets();
+        }
+    }
+
+    pub(super) async fn wait_a_bit(&self) {
         let much = self.draw(|random| random.u64(..50));
         sleep(Duration::from_millis(much)).await;
     }

@@ -6,20 +6,20 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use ring::digest;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{TcpStream, tcp::OwnedWriteHalf},
     time::{sleep, timeout},
 };
 
 use super::{
     super::{
         pattern::{Author, Pattern},
+        stream::{Stream, WriteEnd},
         trouble::Lie,
         wire::{Body, Framing, Head, Reader, chunk},
     },
     HALFWAY, How, Order, Service,
 };
 
-const LIES: [Lie; 16] = [
+const LIES: [Lie; 17] = [
     Lie::Silence,
     Lie::DripHead,
     Lie::Reset,
@@ -33,6 +33,7 @@ const LIES: [Lie; 16] = [
     Lie::BadChunk,
     Lie::CutBody,
     Lie::HalfBody,
+    Lie::NoGoodbye,
     Lie::Extra,
     Lie::Early,
     Lie::SlowBody,
@@ -42,8 +43,8 @@ const LIES: [Lie; 16] = [
 const PIECE: u64 = 16 << 10;
 
 /// Serves requests until one of the two has had enough.
-pub async fn converse(service: &Rc<Service>, stream: TcpStream) -> io::Result<()> {
-    let (read, mut write) = stream.into_split();
+pub async fn converse(service: &Rc<Service>, stream: Stream) -> io::Result<()> {
+    let (read, mut write) = stream.split();
     let mut reader = BufReader::new(read);
     loop {
         let head = match Head::read(&mut reader).await {
@@ -54,6 +55,7 @@ pub async fn converse(service: &Rc<Service>, stream: TcpStream) -> io::Result<()
         let Some(order) = Order::at(head.word(1), service) else {
             return Ok(());
         };
+        service.check_scheme(order.id, head.field("x-forwarded-proto"));
         let exchange = Exchange::new(service, head, order);
         if !exchange.run(&mut reader, &mut write).await? {
             return Ok(());
@@ -102,7 +104,7 @@ impl Exchange<'_> {
     }
 
     /// Whether another request may follow.
-    async fn run(&self, reader: &mut Reader, write: &mut OwnedWriteHalf) -> io::Result<bool> {
+    async fn run(&self, reader: &mut Reader, write: &mut WriteEnd) -> io::Result<bool> {
         if self.order.how == How::Tunnel && self.head.field("upgrade").is_some() {
             return self.tunnel(reader, write).await.map(|()| false);
         }
@@ -114,7 +116,7 @@ impl Exchange<'_> {
             return self.answer_early(reader, write).await.map(|()| false);
         }
         if awaits && framing != Framing::Length(0) {
-            write.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
+            write.send(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
         let mut body = Body::new(framing);
         let mut content = Pattern::new(self.order.id, Author::Client);
@@ -129,7 +131,9 @@ impl Exchange<'_> {
         match self.lie {
             None | Some(Lie::Fails | Lie::SlowBody) => self.answer(&content, write).await,
             Some(lie) => {
-                if is_of_body(lie) && !self.has_body() {
+                // Without TLS nobody says goodbye.
+                let is_moot = lie == Lie::NoGoodbye && !write.is_tls();
+                if is_of_body(lie) && !self.has_body() || is_moot {
                     self.note(|seen| seen.lie = None);
                     return self.answer(&content, write).await;
                 }
@@ -174,6 +178,9 @@ impl Exchange<'_> {
     fn answer_head(&self, status: u16, got: u64) -> String {
         self.note(|seen| seen.status = Some(status));
         let mut head = format!("HTTP/1.1 {status} As Ordered\r\n");
+        if let Some(holds) = self.service.says(&self.order, status, self.lie) {
+            let _into_memory = write!(head, "cache-control: {holds}\r\n");
+        }
         let from = self.service.peer.label();
         let id = self.order.id;
         let _into_memory = write!(head, "x-from: {from}\r\nx-id: {id}\r\nx-got: {got}\r\n");
@@ -187,7 +194,7 @@ impl Exchange<'_> {
         Pattern::new(self.order.id, self.service.peer.author())
     }
 
-    async fn answer(&self, got: &Pattern, write: &mut OwnedWriteHalf) -> io::Result<bool> {
+    async fn answer(&self, got: &Pattern, write: &mut WriteEnd) -> io::Result<bool> {
         let status = self.status();
         let mut head = self.answer_head(status, got.length());
         let has_body = self.has_body();
@@ -206,7 +213,7 @@ impl Exchange<'_> {
             head.push_str("connection: close\r\n");
         }
         head.push_str("\r\n");
-        write.write_all(head.as_bytes()).await?;
+        write.send(head.as_bytes()).await?;
         let length = if has_body { self.order.length } else { 0 };
         self.note(|seen| seen.length = Some(length));
         if has_body {
@@ -214,9 +221,9 @@ impl Exchange<'_> {
                 .await?;
             if self.order.how == How::Grpc {
                 let trailers = format!("0\r\ngrpc-status: {}\r\n\r\n", self.order.status);
-                write.write_all(trailers.as_bytes()).await?;
+                write.send(trailers.as_bytes()).await?;
             } else if is_chunked {
-                write.write_all(b"0\r\n\r\n").await?;
+                write.send(b"0\r\n\r\n").await?;
             }
         }
         if closes {
@@ -230,7 +237,7 @@ impl Exchange<'_> {
         content: &mut Pattern,
         length: u64,
         is_chunked: bool,
-        write: &mut OwnedWriteHalf,
+        write: &mut WriteEnd,
     ) -> io::Result<()> {
         let mut left = length;
         while left > 0 {
@@ -240,8 +247,8 @@ impl Exchange<'_> {
                 sleep(Duration::from_millis(30)).await;
             }
             match is_chunked {
-                true => write.write_all(&chunk(&piece)).await?,
-                false => write.write_all(&piece).await?,
+                true => write.send(&chunk(&piece)).await?,
+                false => write.send(&piece).await?,
             }
             self.note(|seen| seen.sent += piece.len() as u64);
         }
@@ -253,7 +260,7 @@ impl Exchange<'_> {
         body: &mut Body,
         content: &mut Pattern,
         reader: &mut Reader,
-        write: &mut OwnedWriteHalf,
+        write: &mut WriteEnd,
     ) -> io::Result<bool> {
         if let Some(lie @ (Lie::Silence | Lie::Reset | Lie::Close | Lie::Garbage)) = self.lie {
             return self
@@ -266,10 +273,10 @@ impl Exchange<'_> {
         self.service.think().await;
         let mut head = self.answer_head(200, 0);
         head.push_str("transfer-encoding: chunked\r\n\r\n");
-        write.write_all(head.as_bytes()).await?;
+        write.send(head.as_bytes()).await?;
         while let Some(piece) = self.next(body, reader).await? {
             self.read(content, &piece);
-            write.write_all(&chunk(&piece)).await?;
+            write.send(&chunk(&piece)).await?;
         }
         self.note(|seen| {
             seen.whole = Some(content.length());
@@ -279,11 +286,11 @@ impl Exchange<'_> {
             Some(_) => format!("0\r\ngrpc-status: {}\r\n\r\n", self.order.status),
             None => "0\r\n\r\n".into(),
         };
-        write.write_all(end.as_bytes()).await?;
+        write.send(end.as_bytes()).await?;
         Ok(true)
     }
 
-    async fn tunnel(&self, reader: &mut Reader, write: &mut OwnedWriteHalf) -> io::Result<()> {
+    async fn tunnel(&self, reader: &mut Reader, write: &mut WriteEnd) -> io::Result<()> {
         self.note(|seen| {
             seen.whole = Some(0);
             seen.length = Some(0);
@@ -293,7 +300,7 @@ impl Exchange<'_> {
             Some(Lie::Fails) => {
                 let mut head = self.answer_head(self.status(), 0);
                 head.push_str("content-length: 0\r\nconnection: close\r\n\r\n");
-                write.write_all(head.as_bytes()).await?;
+                write.send(head.as_bytes()).await?;
                 return write.shutdown().await;
             }
             Some(lie @ (Lie::Silence | Lie::Reset | Lie::Close | Lie::Garbage)) => {
@@ -309,21 +316,22 @@ impl Exchange<'_> {
             head,
             "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: {accept}\r\n\r\n"
         );
-        write.write_all(head.as_bytes()).await?;
-        tokio::io::copy_buf(reader, write).await?;
-        write.shutdown().await
+        write.send(head.as_bytes()).await?;
+        let mut some = vec![0; PIECE as usize];
+        loop {
+            match reader.read(&mut some).await? {
+                0 => return write.shutdown().await,
+                read => write.send(&some[..read]).await?,
+            }
+        }
     }
 
     /// The whole answer, while the request is still on its way.
-    async fn answer_early(
-        &self,
-        reader: &mut Reader,
-        write: &mut OwnedWriteHalf,
-    ) -> io::Result<()> {
+    async fn answer_early(&self, reader: &mut Reader, write: &mut WriteEnd) -> io::Result<()> {
         self.note(|seen| seen.length = Some(0));
         let mut head = self.answer_head(413, 0);
         head.push_str("content-length: 0\r\nconnection: close\r\n\r\n");
-        write.write_all(head.as_bytes()).await?;
+        write.send(head.as_bytes()).await?;
         write.shutdown().await?;
         // So that a reset does not overtake it.
         let mut waste = vec![0; 64 << 10];
@@ -337,7 +345,7 @@ impl Exchange<'_> {
         lie: Lie,
         got: &Pattern,
         reader: &mut Reader,
-        write: &mut OwnedWriteHalf,
+        write: &mut WriteEnd,
     ) -> io::Result<()> {
         let length = self.order.length.max(16);
         let half = length / 2;
@@ -356,54 +364,58 @@ impl Exchange<'_> {
                     "x".repeat(600)
                 ));
                 for byte in slow.bytes() {
-                    write.write_all(&[byte]).await?;
+                    write.send(&[byte]).await?;
                     sleep(Duration::from_millis(20)).await;
                 }
             }
-            Lie::Reset => return reset(write),
+            Lie::Reset => return write.resets(),
             Lie::Close => {}
-            Lie::Garbage => write.write_all(b"SSH-2.0-OpenSSH_9.2p1\r\n\r\n").await?,
+            Lie::Garbage => write.send(b"SSH-2.0-OpenSSH_9.2p1\r\n\r\n").await?,
             Lie::TwoLengths => {
                 let both = head("content-length: 3\r\ncontent-length: 4\r\n");
-                write.write_all(format!("{both}abcd").as_bytes()).await?;
+                write.send(format!("{both}abcd").as_bytes()).await?;
             }
             Lie::LengthAndChunks => {
                 let both = head("content-length: 3\r\ntransfer-encoding: chunked\r\n");
                 write
-                    .write_all(format!("{both}3\r\nabc\r\n0\r\n\r\n").as_bytes())
+                    .send(format!("{both}3\r\nabc\r\n0\r\n\r\n").as_bytes())
                     .await?;
             }
             Lie::Flood => {
                 let hint = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n".repeat(2000);
                 let end = head("content-length: 0\r\n");
-                write.write_all(format!("{hint}{end}").as_bytes()).await?;
+                write.send(format!("{hint}{end}").as_bytes()).await?;
             }
             Lie::Unasked101 => {
                 self.note(|seen| seen.status = Some(101));
                 let switch = "HTTP/1.1 101 Switching\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
-                write.write_all(switch.as_bytes()).await?;
+                write.send(switch.as_bytes()).await?;
             }
             Lie::Short => {
                 let head = head(&format!("content-length: {length}\r\n"));
-                write.write_all(head.as_bytes()).await?;
+                write.send(head.as_bytes()).await?;
                 self.put(content, half, false, write).await?;
             }
             Lie::BadChunk => {
                 write
-                    .write_all(head("transfer-encoding: chunked\r\n").as_bytes())
+                    .send(head("transfer-encoding: chunked\r\n").as_bytes())
                     .await?;
                 self.put(content, half, true, write).await?;
-                write.write_all(b"zz\r\n").await?;
+                write.send(b"zz\r\n").await?;
             }
             Lie::CutBody | Lie::HalfBody => {
                 write
-                    .write_all(head("transfer-encoding: chunked\r\n").as_bytes())
+                    .send(head("transfer-encoding: chunked\r\n").as_bytes())
                     .await?;
                 self.put(content, half, true, write).await?;
                 if lie == Lie::HalfBody {
                     let _closed_before = timeout(HALFWAY, until_closed(reader)).await;
                 }
-                return reset(write);
+                return write.resets();
+            }
+            Lie::NoGoodbye => {
+                write.send(head("connection: close\r\n").as_bytes()).await?;
+                return self.put(content, half, false, write).await;
             }
             Lie::Extra => {
                 self.note(|seen| seen.length = Some(length));
@@ -412,7 +424,7 @@ impl Exchange<'_> {
                 // At once: what comes when the next request has been sent already looks like its answer, to anybody.
                 let other = "HTTP/1.1 200 OK\r\nx-from: nobody\r\ncontent-length: 3\r\n\r\nboo";
                 all.extend(other.bytes());
-                write.write_all(&all).await?;
+                write.send(&all).await?;
                 return until_closed(reader).await;
             }
             Lie::Refuse | Lie::Early | Lie::SlowBody | Lie::Fails => {}
@@ -425,12 +437,8 @@ impl Exchange<'_> {
 fn is_of_body(lie: Lie) -> bool {
     matches!(
         lie,
-        Lie::Short | Lie::BadChunk | Lie::CutBody | Lie::HalfBody | Lie::Extra
+        Lie::Short | Lie::BadChunk | Lie::CutBody | Lie::HalfBody | Lie::NoGoodbye | Lie::Extra
     )
-}
-
-fn reset(write: &mut OwnedWriteHalf) -> io::Result<()> {
-    socket2::SockRef::from(write.as_ref()).set_linger(Some(Duration::ZERO))
 }
 
 async fn until_closed(reader: &mut Reader) -> io::Result<()> {

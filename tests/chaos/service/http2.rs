@@ -6,12 +6,13 @@ use bytes::Bytes;
 use canary_router::policy::is_grpc_failure;
 use h2::{Reason, RecvStream, SendStream, server};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use tokio::{net::TcpStream, task::JoinSet, time::sleep};
+use tokio::{task::JoinSet, time::sleep};
 
 use super::{
     super::{
         books::Seen,
         pattern::{Author, Pattern},
+        stream::Stream as Bytestream,
         trouble::Lie,
     },
     HALFWAY, How, Order, Service,
@@ -34,7 +35,7 @@ const PIECE: u64 = 16 << 10;
 const MOST_REQUESTS: u64 = 400;
 
 /// Serves requests until one of the two has had enough.
-pub async fn converse(service: &Rc<Service>, stream: TcpStream) -> io::Result<()> {
+pub async fn converse(service: &Rc<Service>, stream: Bytestream) -> io::Result<()> {
     let mut builder = server::Builder::new();
     builder.enable_connect_protocol().max_concurrent_streams(64);
     let mut connection = builder
@@ -89,6 +90,8 @@ impl Stream {
             order.how = How::Length;
             order.status = 400;
         }
+        let scheme = head.headers.get("x-forwarded-proto");
+        service.check_scheme(order.id, scheme.and_then(|scheme| scheme.to_str().ok()));
         let mut books = service.world.books.borrow_mut();
         let place = books.seen(service.peer, order.id);
         let lie = service.lie_to(&order, place, &LIES);
@@ -176,6 +179,10 @@ impl Stream {
         fields.insert("x-got", self.content.length().into());
         if self.is_grpc() {
             fields.insert("content-type", HeaderValue::from_static("application/grpc"));
+        }
+        let says = self.service.says(&self.order, status, self.lie);
+        if let Some(holds) = says {
+            fields.insert("cache-control", HeaderValue::from_static(holds));
         }
         let says_length = self.order.how == How::Length || self.lie == Some(Lie::Short);
         if says_length && !ends && status != 204 {

@@ -3,6 +3,7 @@
 
 mod http1;
 mod http2;
+mod tls;
 
 pub use http1::accept;
 pub use http2::send;
@@ -15,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context;
+use anyhow::Result;
 use canary_router::policy::Target;
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::{
@@ -27,20 +28,26 @@ use tokio::{
 use super::{
     World,
     pattern::{Author, mix},
+    router::Port,
+    stream::Stream,
     trouble::{Lie, Peer, What},
 };
+use tls::Shown;
 
 /// How long it rests in the middle of a body that it will not end.
 const HALFWAY: Duration = Duration::from_secs(3);
 
-/// A service, and the address that it keeps while it is away.
+/// A service, and the addresses that it keeps while it is away.
 pub struct Service {
     pub peer: Peer,
     pub address: SocketAddr,
+    /// Where it speaks TLS.
+    pub tls_address: SocketAddr,
     world: Rc<World>,
-    /// Bound and not listening: nobody else gets the port.
-    _reservation: Socket,
-    listener: RefCell<Option<JoinHandle<()>>>,
+    /// Nobody else gets the ports.
+    _ports: [Port; 2],
+    shown: RefCell<Shown>,
+    listeners: RefCell<Vec<JoinHandle<()>>>,
     connections: RefCell<HashMap<u64, Connection>>,
     next: Cell<u64>,
     mode: Mode,
@@ -56,6 +63,7 @@ struct Mode {
     /// How long it takes to think.
     pause: Cell<Duration>,
     is_stalled: Cell<bool>,
+    poses: Cell<bool>,
     is_deaf: Cell<bool>,
     changed: Notify,
 }
@@ -67,18 +75,16 @@ struct Connection {
 }
 
 impl Service {
-    pub fn start(peer: Peer, world: &Rc<World>) -> anyhow::Result<Rc<Service>> {
-        let reservation = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        reservation.set_reuse_address(true)?;
-        let any: SocketAddr = ([127, 0, 0, 1], 0).into();
-        reservation.bind(&any.into())?;
-        let address = reservation.local_addr()?.as_socket();
+    pub fn start(peer: Peer, world: &Rc<World>) -> Result<Rc<Service>> {
+        let ports = [Port::reserve()?, Port::reserve()?];
         let service = Rc::new(Service {
             peer,
-            address: address.context("an address of its own family")?,
+            address: ports[0].address,
+            tls_address: ports[1].address,
             world: Rc::clone(world),
-            _reservation: reservation,
-            listener: RefCell::default(),
+            _ports: ports,
+            shown: RefCell::new(Shown::new(&world.pki)?),
+            listeners: RefCell::default(),
             connections: RefCell::default(),
             next: Cell::new(0),
             mode: Mode::default(),
@@ -87,27 +93,29 @@ impl Service {
         Ok(service)
     }
 
-    fn listen(self: &Rc<Self>) -> anyhow::Result<()> {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&self.address.into())?;
-        socket.listen(1024)?;
-        let listener = TcpListener::from_std(socket.into())?;
-        let service = Rc::clone(self);
-        let task = spawn_local(async move {
-            loop {
-                service.until(|mode| !mode.is_deaf.get()).await;
-                if let Ok((stream, _)) = listener.accept().await {
-                    service.serve(stream);
+    fn listen(self: &Rc<Self>) -> Result<()> {
+        for (address, is_tls) in [(self.address, false), (self.tls_address, true)] {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            socket.set_reuse_address(true)?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&address.into())?;
+            socket.listen(1024)?;
+            let listener = TcpListener::from_std(socket.into())?;
+            let service = Rc::clone(self);
+            let task = spawn_local(async move {
+                loop {
+                    service.until(|mode| !mode.is_deaf.get()).await;
+                    if let Ok((stream, _)) = listener.accept().await {
+                        service.serve(stream, is_tls);
+                    }
                 }
-            }
-        });
-        self.listener.replace(Some(task));
+            });
+            self.listeners.borrow_mut().push(task);
+        }
         Ok(())
     }
 
-    fn serve(self: &Rc<Self>, stream: TcpStream) {
+    fn serve(self: &Rc<Self>, stream: TcpStream, is_tls: bool) {
         let Ok(socket) = SockRef::from(&stream).try_clone() else {
             return;
         };
@@ -117,11 +125,27 @@ impl Service {
         let service = Rc::clone(self);
         let task = spawn_local(async move {
             // How a connection ends is in the books of its requests.
-            let _ended = service.converse(stream).await;
+            let _ended = match is_tls {
+                true => service.converse_by_tls(stream, number).await,
+                false => service.converse(stream).await,
+            };
             service.connections.borrow_mut().remove(&number);
         });
         if let Some(connection) = self.connections.borrow_mut().get_mut(&number) {
             connection.task = Some(task.abort_handle());
+        }
+    }
+
+    async fn converse_by_tls(
+        self: &Rc<Self>,
+        stream: TcpStream,
+        number: u64,
+    ) -> std::io::Result<()> {
+        stream.set_nodelay(true)?;
+        match tls::greet(self, stream, number).await? {
+            Some((stream, true)) => http2::converse(self, stream).await,
+            Some((stream, false)) => http1::converse(self, stream).await,
+            None => Ok(()),
         }
     }
 
@@ -132,17 +156,19 @@ impl Service {
             // It was sent in one piece, so this is the end.
             return Ok(());
         }
+        let stream = Stream::Plain(stream);
         match &first == b"PRI" {
             true => http2::converse(self, stream).await,
             false => http1::converse(self, stream).await,
         }
     }
 
-    /// It goes away for a while: its connections end, by a reset if that is to be `hard`.
-    pub async fn restart(self: &Rc<Self>, hard: bool, away: Duration) -> anyhow::Result<()> {
+    /// It goes away for a while: its connections end, by a reset if that is to be `hard`. Who comes back has another
+    /// certificate.
+    pub async fn restart(self: &Rc<Self>, hard: bool, away: Duration) -> Result<()> {
         let trouble = self.trouble(What::Down);
-        let listener = self.listener.take();
-        if let Some(listener) = listener {
+        let listeners = self.listeners.take();
+        for listener in listeners {
             listener.abort();
             let _aborted = listener.await;
         }
@@ -155,6 +181,7 @@ impl Service {
             }
         }
         tokio::time::sleep(away).await;
+        self.shown.replace(Shown::new(&self.world.pki)?);
         let listens = self.listen();
         self.world.troubles.borrow_mut().end(trouble);
         listens
@@ -177,6 +204,15 @@ impl Service {
         tokio::time::sleep(time).await;
         self.mode.is_deaf.set(false);
         self.mode.changed.notify_waiters();
+        self.world.troubles.borrow_mut().end(trouble);
+    }
+
+    /// Where it speaks TLS it is not who it should be; connections that there are go on.
+    pub async fn pose(&self, time: Duration) {
+        let trouble = self.trouble(What::Poses);
+        self.mode.poses.set(true);
+        tokio::time::sleep(time).await;
+        self.mode.poses.set(false);
         self.world.troubles.borrow_mut().end(trouble);
     }
 
@@ -223,6 +259,39 @@ impl Service {
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
+    }
+
+    /// The router says how its clients speak to it.
+    fn check_scheme(&self, id: u64, said: Option<&str>) {
+        let right = match self.world.is_tls.get() {
+            true => "https",
+            false => "http",
+        };
+        if said != Some(right) {
+            let mut books = self.world.books.borrow_mut();
+            let who = self.peer.label();
+            books.problem(format!(
+                "{who} was told {said:?} of request {id}, which came by {right}"
+            ));
+        }
+    }
+
+    /// A sidecar's answer: how long it may be used, if it says so.
+    fn says(&self, order: &Order, status: u16, lie: Option<Lie>) -> Option<&'static str> {
+        if self.peer != Peer::Sidecar {
+            return None;
+        }
+        let mut books = self.world.books.borrow_mut();
+        let (user, _) = books.key(order.id)?;
+        let (text, holds) = match user {
+            5 => (Some("max-age=1"), Some(Duration::from_secs(1))),
+            6 => (Some("no-store"), Some(Duration::ZERO)),
+            _ => (None, None),
+        };
+        if lie.is_none_or(|lie| !lie.spoils_head()) {
+            books.say(order.id, status, holds);
+        }
+        text
     }
 
     /// What it does to a request that it gets for the `nth` time.
@@ -305,7 +374,10 @@ impl Order {
             return None;
         };
         if service.peer == Peer::Sidecar {
-            let says_canary = mix(service.world.seed ^ order.id).is_multiple_of(2);
+            // The same to all who ask alike, and after a while something else.
+            let books = service.world.books.borrow();
+            let about = books.question(order.id);
+            let says_canary = mix(service.world.seed ^ about).is_multiple_of(2);
             order.status = if says_canary { 200 } else { 204 };
             order.length = 0;
             order.how = How::Length;
