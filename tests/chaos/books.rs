@@ -174,6 +174,8 @@ pub struct Entry {
     at: f64,
     pub ended: Option<(Instant, End)>,
     pub lines: Vec<Line>,
+    /// When the last of them came.
+    pub told: Option<Instant>,
     /// By [`Peer`].
     pub seen: [Vec<Seen>; Peer::ALL.len()],
 }
@@ -254,6 +256,7 @@ impl Books {
                 .map_or(0.0, |started| started.elapsed().as_secs_f64()),
             ended: None,
             lines: Vec::new(),
+            told: None,
             seen: Default::default(),
         };
         self.open.insert(self.begun, entry);
@@ -355,7 +358,10 @@ impl Books {
             path.split('/').nth(1) == Some(&id.to_string())
         };
         match id.filter(is_its).and_then(|id| self.open.get_mut(&id)) {
-            Some(entry) => entry.lines.push(line),
+            Some(entry) => {
+                entry.lines.push(line);
+                entry.told = Some(Instant::now());
+            }
             None => self.problem(format!(
                 "the log tells of a request that nobody has sent, or a second time: {line:?}"
             )),

@@ -107,7 +107,10 @@ pub async fn watch_lag(world: Rc<World>) {
         sleep(TICK).await;
         let now = Instant::now();
         if now - before > TICK + MOST {
-            world.troubles.borrow_mut().was(What::Lag, before, now);
+            world
+                .troubles
+                .borrow_mut()
+                .was(What::Lag, None, before, now);
         }
     }
 }

@@ -35,6 +35,8 @@ pub enum What {
     Deaf,
     /// It cannot prove that it is who it should be, or breaks off when it is asked to.
     Poses,
+    /// It gives up a connection of HTTP/2, in good order (GOAWAY).
+    Leaves,
     /// The router has hardly a descriptor left.
     FewDescriptors,
     /// This machine is too busy to be punctual.
@@ -54,6 +56,8 @@ impl What {
             What::Stalls => matches!(kind, Timeout | Reset),
             What::Deaf => matches!(kind, Timeout | ConnectTimeout),
             What::Poses => matches!(kind, Tls),
+            // Whom it does not reach is sent again, if it can be: see `may_be_overtaken`.
+            What::Leaves => false,
             What::FewDescriptors => matches!(kind, Refused),
             What::Lag => matches!(kind, Timeout | ConnectTimeout),
         }
@@ -152,6 +156,9 @@ pub struct Troubles {
 /// What it takes until a trouble that is over no longer shows, and what clocks may differ by.
 pub const MARGIN: Duration = Duration::from_millis(500);
 
+/// How long a GOAWAY takes.
+const OVERTAKES: Duration = Duration::from_millis(50);
+
 impl Troubles {
     /// It begins; how to [end](Troubles::end) it.
     pub fn begin(&mut self, what: What, peer: Option<Peer>) -> usize {
@@ -168,11 +175,11 @@ impl Troubles {
         self.all[which].to = Some(Instant::now());
     }
 
-    /// It was there between these moments.
-    pub fn was(&mut self, what: What, from: Instant, to: Instant) {
+    /// It was there between these moments; everybody's where it is nobody's in particular.
+    pub fn was(&mut self, what: What, peer: Option<Peer>, from: Instant, to: Instant) {
         self.all.push(Trouble {
             what,
-            peer: None,
+            peer,
             from,
             to: Some(to),
         });
@@ -195,6 +202,16 @@ impl Troubles {
         };
         // From the end: what is judged is recent.
         self.all.iter().rev().find(then).map(|trouble| trouble.what)
+    }
+
+    /// Whether a request that this service has not seen may have come too late for its connection: what is sent in the
+    /// moment in which it ends.
+    pub fn may_be_overtaken(&self, peer: Peer, from: Instant, to: Instant) -> bool {
+        let then = |trouble: &Trouble| {
+            let is_it = trouble.what == What::Leaves && trouble.peer == Some(peer);
+            is_it && trouble.from <= to && from <= trouble.from + OVERTAKES
+        };
+        self.all.iter().rev().any(then)
     }
 
     /// From now on the canary is to get nothing, or no longer so.

@@ -56,6 +56,9 @@ impl Row {
     }
 }
 
+/// How much of a body the router keeps, for an upstream by HTTP/2 that may not look at it.
+const KEPT: u64 = 64 << 10;
+
 pub struct Verdict {
     pub row: Row,
     pub problems: Vec<String>,
@@ -384,16 +387,25 @@ impl Case<'_> {
             return Some(format!("{lie:?}"));
         }
         let (from, to) = self.span();
-        let what = self.troubles.explain(kind, peer, from, to);
-        what.map(|what| format!("{what:?}"))
+        if let Some(what) = self.troubles.explain(kind, peer, from, to) {
+            return Some(format!("{what:?}"));
+        }
+        // What is kept of it the router would have sent again.
+        let is_lost = self.entry.asked.sends > KEPT && self.seen(peer).is_empty();
+        let may_be = is_lost && kind.is_none_or(|kind| kind == FailureKind::Reset);
+        let is_overtaken = may_be && self.troubles.may_be_overtaken(peer, from, to);
+        is_overtaken.then(|| "a long upload to a connection that ended".into())
     }
 
     fn span(&self) -> (Instant, Instant) {
-        let ended = self.entry.ended.as_ref();
-        (
-            self.entry.began,
-            ended.map_or_else(Instant::now, |(ended, _)| *ended),
-        )
+        let Some((ended, end)) = &self.entry.ended else {
+            return (self.entry.began, Instant::now());
+        };
+        // Of who has left, the router may not have known yet.
+        let later = self.entry.told.filter(|told| {
+            told > ended && matches!(end, End::Left | End::NoAnswer { .. } | End::Hung)
+        });
+        (self.entry.began, later.unwrap_or(*ended))
     }
 
     /// What an operator has ended stays so.

@@ -1,6 +1,11 @@
 //! A service's side of an HTTP/2 connection.
 
-use std::{future::poll_fn, io, rc::Rc, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use canary_router::policy::is_grpc_failure;
@@ -13,7 +18,7 @@ use super::{
         books::Seen,
         pattern::{Author, Pattern},
         stream::Stream as Bytestream,
-        trouble::Lie,
+        trouble::{Lie, What},
     },
     HALFWAY, How, Order, Service,
 };
@@ -50,6 +55,9 @@ pub async fn converse(service: &Rc<Service>, stream: Bytestream) -> io::Result<(
         count += 1;
         if count == MOST_REQUESTS {
             connection.graceful_shutdown();
+            let now = Instant::now();
+            let mut troubles = service.world.troubles.borrow_mut();
+            troubles.was(What::Leaves, Some(service.peer), now, now);
         }
         let service = Rc::clone(service);
         streams.spawn_local(async move {
