@@ -231,7 +231,7 @@ pub struct Books {
 }
 
 /// For how long the sidecar says the same to the same question.
-const OPINION: Duration = Duration::from_secs(4);
+const OPINION: Duration = Duration::from_secs(1);
 
 /// How long a request is kept when it seems to be over, since what is wrong may come late, and a service that was deaf
 /// hears of it then; and how long its line in the log is waited for.

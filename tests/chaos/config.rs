@@ -79,6 +79,8 @@ pub fn calm(to: &Addresses) -> Value {
     if to.is_tls.get() {
         config["router-server"]["tls"] =
             json!({"certificate": "router.pem", "private-key": "router-key.pem"});
+        // For longer than a varied one is in force.
+        config["sidecar"] = json!({"cache": {"key": CACHE_KEY, "ttl": "100ms"}});
     }
     config
 }
@@ -86,6 +88,7 @@ pub fn calm(to: &Addresses) -> Value {
 /// For the others.
 pub fn varied(to: &Addresses, random: &mut Rng) -> Value {
     let mut config = calm(to);
+    config["sidecar"] = json!({});
     let breaker = json!({
         "failure-rate-threshold": 40,
         "slow-call-rate-threshold": 60,
@@ -124,9 +127,9 @@ pub fn varied(to: &Addresses, random: &mut Rng) -> Value {
         config["sidecar-url"] = Value::Null;
         config["traffic"]["weight"] = json!(40);
     } else if maybe(30) {
-        config["sidecar"] = json!({"body": "none"});
+        config["sidecar"]["body"] = json!("none");
     } else if maybe(30) {
-        config["sidecar"] = json!({"max-body": "1KiB"});
+        config["sidecar"]["max-body"] = json!("1KiB");
     }
     if maybe(50) {
         let by = ["cookie", "header:X-User", "client-ip", "cookie:sid"];
@@ -135,7 +138,7 @@ pub fn varied(to: &Addresses, random: &mut Rng) -> Value {
     }
     let has_sidecar = !config["sidecar-url"].is_null();
     if has_sidecar && maybe(45) {
-        let ttl = ["300ms", "1s", "2s"][usize::from(maybe(66)) + usize::from(maybe(50))];
+        let ttl = ["100ms", "300ms", "1s"][usize::from(maybe(66)) + usize::from(maybe(50))];
         config["sidecar"]["cache"] = json!({"key": CACHE_KEY, "ttl": ttl});
         if maybe(30) {
             config["sidecar"]["cache"]["max-entries"] = json!(10);
@@ -181,12 +184,12 @@ fn speak(
     let [main, canary, sidecar] = &to.by_tls;
     let mut are_tls = [false; 2];
     for (target, address) in [("main-target", main), ("canary-target", canary)] {
-        if maybe(45) {
+        if maybe(60) {
             config[target] = json!(address);
             are_tls[0] = true;
         }
     }
-    if has_sidecar && maybe(45) {
+    if has_sidecar && maybe(60) {
         config["sidecar-url"] = json!(sidecar);
         are_tls[1] = true;
     }

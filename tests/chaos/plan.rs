@@ -228,7 +228,7 @@ fn at_service(random: &mut Rng, peer: Peer, card: usize) -> Act {
         },
         _ => Act::Pose {
             peer,
-            time: millis(random, 300, 1500),
+            time: millis(random, 500, 2500),
         },
     }
 }
