@@ -353,13 +353,32 @@ impl Router {
 
 impl Drop for Router {
     fn drop(&mut self) {
-        for process in self.before.get_mut().drain(..).chain([self.id.get()]) {
-            if let Ok(None) = ended(process) {
-                let _ended_now = kill_process(process, Signal::KILL);
-                let _status = waitpid(Some(process), WaitOptions::empty());
-            }
+        let known = self.before.get_mut().drain(..).chain([self.id.get()]);
+        known.for_each(kill);
+        // Who has come after them unnoticed is ours when they are gone.
+        for _ in 0..10 {
+            children().into_iter().for_each(kill);
         }
     }
+}
+
+fn kill(process: Pid) {
+    if let Ok(None) = ended(process) {
+        let _ended_now = kill_process(process, Signal::KILL);
+        let _status = waitpid(Some(process), WaitOptions::empty());
+    }
+}
+
+/// The processes of this one, which starts no others.
+fn children() -> Vec<Pid> {
+    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten();
+    let lists =
+        tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok());
+    let children = |list: String| -> Vec<Pid> {
+        let numbers = list.split_whitespace().filter_map(|word| word.parse().ok());
+        numbers.filter_map(Pid::from_raw).collect()
+    };
+    lists.flat_map(children).collect()
 }
 
 /// How a process has ended, if it has. One whose parent has not asked is not ours yet.
