@@ -151,6 +151,10 @@ async fn a_rollback_is_shown_as_it_happens() {
     let step = "[data-step='1'][aria-current=step]";
     assert!(page.text(step).await.contains("5\u{a0}%"));
     assert_eq!(page.attribute("#summary", "data-level").await, "idle");
+    assert_eq!(
+        page.evaluate("document.title").await,
+        "● Step 1 of 2 – canary-router"
+    );
 
     // One failure is evidence, and not enough of it.
     failures.store(1, Ordering::SeqCst);

@@ -40,7 +40,7 @@ function headline(status) {
     case "good":
       if (phase === "progressing") return `Good, step ${step} of ${steps.length}`;
       return phase === "succeeded" ? "Succeeded" : "Good";
-    default: return "Idle";
+    default: return phase === "progressing" ? `Step ${step} of ${steps.length}` : "Idle";
   }
 }
 
