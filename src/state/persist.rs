@@ -183,8 +183,10 @@ impl Course {
             let kinds = [account.requests, account.failures, account.failed];
             kinds.into_iter().chain(account.slow.iter().copied())
         });
+        let steps = self.accounts.iter().map(|account| account.step);
         let mut numbers = counts
             .flatten()
+            .chain(steps.chain(self.step).map(|step| step as u64))
             .chain([self.elapsed_ms, self.epoch, self.numbered]);
         if numbers.any(|number| number > MOST) {
             return None;
@@ -254,7 +256,16 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
             .then(|| u8::from_str_radix(digits, 16).ok())
             .flatten()
     };
-    text.as_bytes().chunks(2).map(digits).collect()
+    let bytes: Option<Vec<u8>> = text.as_bytes().chunks(2).map(digits).collect();
+    bytes.map(|bytes| match bytes.iter().all(|byte| *byte == 0) {
+        true => Vec::new(),
+        false => bytes,
+    })
+}
+
+/// In one line, whatever names there are in it.
+fn torn(error: serde_json::Error) -> Unusable {
+    Unusable::Torn(error.to_string().replace(char::is_control, " "))
 }
 
 impl Kept {
@@ -291,8 +302,7 @@ impl Kept {
     /// # Errors
     /// It is something else.
     pub fn parse(text: &str, now: SystemTime) -> Result<Kept, Unusable> {
-        let value: serde_json::Value =
-            serde_json::from_str(text).map_err(|error| Unusable::Torn(error.to_string()))?;
+        let value: serde_json::Value = serde_json::from_str(text).map_err(torn)?;
         match value.get("kind").and_then(|kind| kind.as_str()) {
             Some(KIND) => {}
             Some(other) => return Err(Unusable::Foreign(format!("its kind is {other:?}"))),
@@ -304,7 +314,6 @@ impl Kept {
             Some(1..=VERSION) => {}
             _ => return Err(Unusable::Torn("its version is not a number from 1".into())),
         }
-        let torn = |error: serde_json::Error| Unusable::Torn(error.to_string());
         let document: Document = serde_json::from_value(value).map_err(torn)?;
         let salt = match document.salt.len() {
             32 => u128::from_str_radix(&document.salt, 16).ok(),
@@ -437,6 +446,14 @@ mod tests {
     }
 
     #[test]
+    fn nothing_seen_is_nothing_seen_however_it_is_written() {
+        let text = kept().to_text(at(1)).replace("0007", "0000");
+        let read = Kept::parse(&text, at(1)).unwrap();
+        assert_eq!(read.progress.as_deref().unwrap().seen, [0; 0]);
+        assert_eq!(Kept::parse(&read.to_text(at(1)), at(1)), Ok(read));
+    }
+
+    #[test]
     fn every_cut_of_a_file_is_refused() {
         let text = kept().to_text(at(1));
         // Without the line's end it is whole.
@@ -492,6 +509,24 @@ mod tests {
                 ),
                 "rollout makes no sense",
             ),
+            (
+                text.replace(
+                    "\"step\":1,\"weight\":500,\"elapsed",
+                    "\"step\":18446744073709551615,\"weight\":500,\"elapsed",
+                ),
+                "rollout makes no sense",
+            ),
+            (
+                text.replace(
+                    "\"step\":1,\"weight\":500,\"requests",
+                    "\"step\":18446744073709551615,\"weight\":500,\"requests",
+                ),
+                "rollout makes no sense",
+            ),
+            (
+                text.replace("\"errors\":7", "\"errors\":7,\"x\\ny\":1"),
+                "unknown field `x y`",
+            ),
             (text.replace("0007", "000"), "rollout makes no sense"),
             (text.replace("0007", "00+7"), "rollout makes no sense"),
             (text.replace("feed", "fee"), "torn or damaged"),
@@ -499,6 +534,7 @@ mod tests {
         ] {
             let refused = Kept::parse(&read, at(1)).unwrap_err().to_string();
             assert!(refused.contains(expected), "{read}: {refused}");
+            assert!(!refused.contains(char::is_control), "{refused:?}");
         }
     }
 }
