@@ -66,8 +66,9 @@ impl Form {
 fn percent(entries: &[(String, Value)]) -> Result<Weight, Problem> {
     let [percent] = numbers(entries, ["weight"])?;
     in_hundredths(percent * 100.0).ok_or_else(|| {
+        let shown = short(&percent);
         unfit(format!(
-            "a weight is a percentage from 0 to 100 with at most two decimals, not {percent}"
+            "a weight is a percentage from 0 to 100 with at most two decimals, not {shown}"
         ))
     })
 }
@@ -76,13 +77,15 @@ fn shares(entries: &[(String, Value)]) -> Result<Weight, Problem> {
     let [old, new] = numbers(entries, ["old_weight", "new_weight"])?;
     let sum = old + new;
     if (sum - 1.0).abs() > TOLERANCE + ROUNDING {
+        let shown = short(&sum);
         return Err(unfit(format!(
-            "old_weight and new_weight are {sum} together, not 1"
+            "old_weight and new_weight are {shown} together, not 1"
         )));
     }
     let share = |name: &str, share: f64| {
+        let shown = short(&share);
         unfit(format!(
-            "{name} is a share from 0 to 1 with at most four decimals, not {share}"
+            "{name} is a share from 0 to 1 with at most four decimals, not {shown}"
         ))
     };
     if !(0.0..=1.0).contains(&old) {
@@ -182,5 +185,19 @@ mod tests {
             panic!("it is no number");
         };
         assert!(problem.ends_with("ü…") && problem.len() < 150, "{problem}");
+        // A number of 309 digits.
+        for (form, text) in [
+            (Form::Percent, r#"{"weight": 1e308}"#),
+            (Form::Shares, r#"{"old_weight": 1e308, "new_weight": 0}"#),
+            (
+                Form::Shares,
+                r#"{"old_weight": -1e-300, "new_weight": 1.0}"#,
+            ),
+        ] {
+            let Err(Problem::Unfit(problem)) = form.read(text.as_bytes()) else {
+                panic!("{text} is none");
+            };
+            assert!(problem.len() < 150, "{problem}");
+        }
     }
 }
