@@ -3,7 +3,7 @@
 //! Requests that have begun go on by what they began with. What cannot change while the router runs is refused by
 //! name: half of a new configuration is none that anybody has written.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, path::PathBuf, sync::Arc};
 
 use serde_json::{Value, json};
 use tracing::{error, info};
@@ -133,13 +133,7 @@ impl Reloader {
             &config.effective,
             &mut changed,
         );
-        // What is in a secret shows in no key.
-        let is_other = |(file, stamp): &(_, _)| before.config.files.get(*file) != Some(*stamp);
-        let files: Vec<_> = config.files.iter().filter(is_other).collect();
-        let files: Vec<_> = files
-            .iter()
-            .map(|(file, _)| file.display().to_string())
-            .collect();
+        let files = others(&before.config.files, &config.files);
         self.files.borrow_mut().were_read(config.files.clone());
         (self.log)(&config);
         let version = analyst.reconfigure(config, clock::uptime(), clock::wall());
@@ -186,6 +180,13 @@ fn is_set(value: Option<&Value>) -> Option<&Value> {
 
 fn shown(value: Option<&Value>) -> String {
     is_set(value).map_or_else(|| "not set".into(), Value::to_string)
+}
+
+/// The files that are not as they were, or are new. What is in a secret shows in no key.
+fn others(before: &Stamps, now: &Stamps) -> Vec<String> {
+    let is_other = |(file, stamp): &(&PathBuf, &_)| before.get(*file) != Some(*stamp);
+    let others = now.iter().filter(is_other);
+    others.map(|(file, _)| file.display().to_string()).collect()
 }
 
 /// The paths (RFC 6901) of what differs.
