@@ -3,6 +3,7 @@
 
 use std::{
     os::unix::net::UnixDatagram,
+    path::PathBuf,
     process::Command,
     sync::{
         Arc,
@@ -408,21 +409,22 @@ async fn the_new_process_may_have_other_workers_and_another_port() {
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
 }
 
+/// Puts a pipe in the place of the file: who reads it waits for who writes.
+fn pipe_for_configuration(line: &Line) -> PathBuf {
+    let pipe = line.program.folder().join("config.json");
+    std::fs::remove_file(&pipe).unwrap();
+    let made = Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    pipe
+}
+
 #[tokio::test]
 async fn sigterm_while_the_new_process_comes_up_ends_both() {
     let main = Upstream::named("main", 200).await;
     let mut line =
         Line::start(json!({"main-target": main.url(), "canary-target": main.url()})).await;
     // Nobody ever writes into it: the new process waits here.
-    let pipe = line.program.folder().join("config.json");
-    std::fs::remove_file(&pipe).unwrap();
-    assert!(
-        Command::new("mkfifo")
-            .arg(&pipe)
-            .status()
-            .unwrap()
-            .success()
-    );
+    pipe_for_configuration(&line);
     signal(line.current, "USR2");
     eventually(|| line.said("SIGUSR2: starting the process").len() == 1).await;
     signal(line.current, "TERM");
@@ -435,15 +437,7 @@ async fn sigterm_while_the_new_process_comes_up_ends_both() {
 async fn sighup_while_the_new_process_comes_up_is_not_forgotten() {
     let main = Upstream::named("main", 200).await;
     let line = Line::start(json!({"main-target": main.url(), "canary-target": main.url()})).await;
-    let pipe = line.program.folder().join("config.json");
-    std::fs::remove_file(&pipe).unwrap();
-    assert!(
-        Command::new("mkfifo")
-            .arg(&pipe)
-            .status()
-            .unwrap()
-            .success()
-    );
+    let pipe = pipe_for_configuration(&line);
     signal(line.current, "USR2");
     // This waits until the new process reads.
     let says_nothing = tokio::task::spawn_blocking({

@@ -31,7 +31,11 @@ async fn canary(slow: &Gate, late: &Gate) -> Upstream {
     .await
 }
 
-async fn line(main: &Upstream, canary: &Upstream) -> Line {
+/// The gates `slow` and `late`, main and canary, and the router, whose weight is an operator's.
+async fn all() -> ([Gate; 2], [Upstream; 2], Line) {
+    let gates = [Gate::shut(), Gate::shut()];
+    let main = Upstream::named("main", 200).await;
+    let canary = canary(&gates[0], &gates[1]).await;
     let line = Line::start(json!({
         "main-target": main.url(), "canary-target": canary.url(),
         "circuit-breaker": {"error-limit-canary": 10},
@@ -42,7 +46,7 @@ async fn line(main: &Upstream, canary: &Upstream) -> Line {
     let port = line.program.instrumentation;
     let (code, _) = admin(port, "PUT", "/traffic/weight", r#"{"weight": 100}"#).await;
     assert_eq!(code, 200);
-    line
+    (gates, [main, canary], line)
 }
 
 /// Sends a request, which the canary has when this is over.
@@ -119,12 +123,7 @@ async fn until_succeeded(line: &mut Line) {
 
 #[tokio::test]
 async fn what_ends_between_the_last_count_and_the_first_connection_is_told_of() {
-    let (slow, late) = (Gate::shut(), Gate::shut());
-    let (main, canary) = (
-        Upstream::named("main", 200).await,
-        canary(&slow, &late).await,
-    );
-    let mut line = line(&main, &canary).await;
+    let ([slow, _late], [_main, canary], mut line) = all().await;
     let mut good = begin(&line, &canary, "/slow", "").await;
     let mut forced = begin(&line, &canary, "/slow-bad", "x-canary: true\r\n").await;
     let mut other = begin(&line, &canary, "/slow", "").await;
@@ -140,12 +139,7 @@ async fn what_ends_between_the_last_count_and_the_first_connection_is_told_of() 
 
 #[tokio::test]
 async fn of_three_the_last_one_is_told_what_becomes_of_the_first_ones_requests() {
-    let (slow, late) = (Gate::shut(), Gate::shut());
-    let (main, canary) = (
-        Upstream::named("main", 200).await,
-        canary(&slow, &late).await,
-    );
-    let mut line = line(&main, &canary).await;
+    let ([slow, late], [_main, canary], mut line) = all().await;
     let mut first = begin(&line, &canary, "/late", "").await;
     line.succeed().await;
     let second_process = line.current;
@@ -165,12 +159,7 @@ async fn of_three_the_last_one_is_told_what_becomes_of_the_first_ones_requests()
 
 #[tokio::test]
 async fn limits_that_were_reset_meanwhile_forget_no_error_of_afterwards() {
-    let (slow, late) = (Gate::shut(), Gate::shut());
-    let (main, canary) = (
-        Upstream::named("main", 200).await,
-        canary(&slow, &late).await,
-    );
-    let mut line = line(&main, &canary).await;
+    let ([slow, late], [_main, canary], mut line) = all().await;
     let mut good = begin(&line, &canary, "/slow", "").await;
     let mut also = begin(&line, &canary, "/slow", "").await;
     let mut late_bad = begin(&line, &canary, "/late-bad", "").await;
@@ -196,12 +185,7 @@ async fn limits_that_were_reset_meanwhile_forget_no_error_of_afterwards() {
 
 #[tokio::test]
 async fn a_second_signal_in_the_old_process_gives_back_what_it_had_reserved() {
-    let (slow, late) = (Gate::shut(), Gate::shut());
-    let (main, canary) = (
-        Upstream::named("main", 200).await,
-        canary(&slow, &late).await,
-    );
-    let mut line = line(&main, &canary).await;
+    let ([_slow, _late], [_main, canary], mut line) = all().await;
     let before = line.current;
     let _cut = begin(&line, &canary, "/slow", "").await;
     line.succeed().await;
@@ -212,12 +196,7 @@ async fn a_second_signal_in_the_old_process_gives_back_what_it_had_reserved() {
 
 #[tokio::test]
 async fn a_command_whose_body_comes_after_the_new_process_does_is_refused() {
-    let (slow, late) = (Gate::shut(), Gate::shut());
-    let (main, canary) = (
-        Upstream::named("main", 200).await,
-        canary(&slow, &late).await,
-    );
-    let mut line = line(&main, &canary).await;
+    let ([_slow, _late], [_main, canary], mut line) = all().await;
     let port = line.program.instrumentation;
     // With this the old process is there for as long as it takes.
     let _in_flight = begin(&line, &canary, "/slow", "").await;

@@ -16,7 +16,7 @@ use super::{
         trouble::Lie,
         wire::{Body, Framing, Head, Reader, chunk},
     },
-    HALFWAY, How, Order, Service,
+    HALFWAY, How, Order, PIECE, Service,
 };
 
 const LIES: [Lie; 17] = [
@@ -38,9 +38,6 @@ const LIES: [Lie; 17] = [
     Lie::Early,
     Lie::SlowBody,
 ];
-
-/// How much is written at once.
-const PIECE: u64 = 16 << 10;
 
 /// Serves requests until one of the two has had enough.
 pub async fn converse(service: &Rc<Service>, stream: Stream) -> io::Result<()> {

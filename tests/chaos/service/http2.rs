@@ -20,7 +20,7 @@ use super::{
         stream::Stream as Bytestream,
         trouble::{Lie, What},
     },
-    HALFWAY, How, Order, Service,
+    HALFWAY, How, Order, PIECE, Service,
 };
 
 const LIES: [Lie; 8] = [
@@ -34,8 +34,6 @@ const LIES: [Lie; 8] = [
     Lie::SlowBody,
 ];
 
-/// How much is written at once.
-const PIECE: u64 = 16 << 10;
 /// After so many requests a connection is given up, in good order.
 const MOST_REQUESTS: u64 = 400;
 

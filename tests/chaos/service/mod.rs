@@ -34,6 +34,8 @@ use super::{
 };
 use tls::Shown;
 
+/// How much is written at once.
+const PIECE: u64 = 16 << 10;
 /// How long it rests in the middle of a body that it will not end.
 const HALFWAY: Duration = Duration::from_secs(3);
 
@@ -189,31 +191,17 @@ impl Service {
 
     /// It takes requests and does not answer.
     pub async fn stall(&self, time: Duration) {
-        let trouble = self.trouble(What::Stalls);
-        self.mode.is_stalled.set(true);
-        tokio::time::sleep(time).await;
-        self.mode.is_stalled.set(false);
-        self.mode.changed.notify_waiters();
-        self.world.troubles.borrow_mut().end(trouble);
+        self.be(What::Stalls, &self.mode.is_stalled, time).await;
     }
 
     /// It accepts no connection; those that there are go on.
     pub async fn go_deaf(&self, time: Duration) {
-        let trouble = self.trouble(What::Deaf);
-        self.mode.is_deaf.set(true);
-        tokio::time::sleep(time).await;
-        self.mode.is_deaf.set(false);
-        self.mode.changed.notify_waiters();
-        self.world.troubles.borrow_mut().end(trouble);
+        self.be(What::Deaf, &self.mode.is_deaf, time).await;
     }
 
     /// Where it speaks TLS it is not who it should be; connections that there are go on.
     pub async fn pose(&self, time: Duration) {
-        let trouble = self.trouble(What::Poses);
-        self.mode.poses.set(true);
-        tokio::time::sleep(time).await;
-        self.mode.poses.set(false);
-        self.world.troubles.borrow_mut().end(trouble);
+        self.be(What::Poses, &self.mode.poses, time).await;
     }
 
     /// It lies to so many percent of requests.
@@ -235,6 +223,16 @@ impl Service {
         self.mode.pause.set(pause);
         tokio::time::sleep(time).await;
         self.mode.pause.set(Duration::ZERO);
+    }
+
+    /// It is so for a time, which is a trouble.
+    async fn be(&self, what: What, mode: &Cell<bool>, time: Duration) {
+        let trouble = self.trouble(what);
+        mode.set(true);
+        tokio::time::sleep(time).await;
+        mode.set(false);
+        self.mode.changed.notify_waiters();
+        self.world.troubles.borrow_mut().end(trouble);
     }
 
     fn trouble(&self, what: What) -> usize {
